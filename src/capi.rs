@@ -1,0 +1,207 @@
+//! The exported C symbols, and the capsule through which extensions find them.
+//!
+//! Semantics are those of the CPython functions with the same ending. The header
+//! `include/refbuf.h` documents them; here they are thin.
+//!
+//! No function panics across this boundary: what they call allocates at the
+//! most, and a finalizer's exception is the interpreter's to report.
+
+use std::ptr;
+
+use pyo3::ffi::{self, PyObject};
+use pyo3::prelude::*;
+
+use crate::interp;
+use crate::interp::bindings::{RefBuf_API, RefBuf_Import, RefBuf_Stats, REFBUF_ABI_VERSION};
+
+/// `Py_IncRef` through the buffer.
+///
+/// # Safety
+///
+/// As for `Py_INCREF`.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_IncRef(op: *mut PyObject) {
+    // SAFETY: the caller's promises.
+    unsafe { interp::inc_ref(op) }
+}
+
+/// `Py_DecRef` through the buffer.
+///
+/// # Safety
+///
+/// As for `Py_DECREF`.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_DecRef(op: *mut PyObject) {
+    // SAFETY: the caller's promises.
+    unsafe { interp::dec_ref(op) }
+}
+
+/// `Py_XINCREF` through the buffer.
+///
+/// # Safety
+///
+/// As for `Py_XINCREF`.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_XIncRef(op: *mut PyObject) {
+    if !op.is_null() {
+        // SAFETY: the caller's promises.
+        unsafe { interp::inc_ref(op) }
+    }
+}
+
+/// `Py_XDECREF` through the buffer.
+///
+/// # Safety
+///
+/// As for `Py_XDECREF`.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_XDecRef(op: *mut PyObject) {
+    if !op.is_null() {
+        // SAFETY: the caller's promises.
+        unsafe { interp::dec_ref(op) }
+    }
+}
+
+/// `Py_NewRef` through the buffer.
+///
+/// # Safety
+///
+/// As for `Py_NewRef`.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_NewRef(op: *mut PyObject) -> *mut PyObject {
+    // SAFETY: the caller's promises.
+    unsafe { interp::inc_ref(op) }
+    op
+}
+
+/// `Py_XNewRef` through the buffer.
+///
+/// # Safety
+///
+/// As for `Py_XNewRef`.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_XNewRef(op: *mut PyObject) -> *mut PyObject {
+    // SAFETY: the caller's promises.
+    unsafe { RefBuf_XIncRef(op) }
+    op
+}
+
+/// The program's references to `op`: `Py_REFCNT` without the buffers' credits.
+///
+/// # Safety
+///
+/// As for `Py_REFCNT`.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_RefCount(op: *mut PyObject) -> ffi::Py_ssize_t {
+    // SAFETY: the caller's promises.
+    unsafe { interp::ref_count(op) }
+}
+
+/// Settles the calling thread's buffer. May run finalizers.
+///
+/// # Safety
+///
+/// The thread is attached.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_Flush() {
+    // SAFETY: the caller's promise.
+    interp::flush(unsafe { Python::assume_attached() });
+}
+
+/// Settles every buffer. May run finalizers.
+///
+/// # Safety
+///
+/// The thread is attached.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_FlushAll() {
+    // SAFETY: the caller's promise.
+    interp::flush_all(unsafe { Python::assume_attached() });
+}
+
+/// Fills in the sums over all buffers.
+///
+/// # Safety
+///
+/// `stats` can be written to.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_GetStats(stats: *mut RefBuf_Stats) {
+    // SAFETY: the caller's promise.
+    unsafe { stats.write(collect_stats()) };
+}
+
+/// The sums over all buffers.
+pub(crate) fn collect_stats() -> RefBuf_Stats {
+    let summary = interp::summary();
+    let totals = summary.totals;
+    let shape = summary.shape.unwrap_or(crate::core::Shape::DEFAULT);
+    RefBuf_Stats {
+        hits: totals.hits(),
+        misses: totals.misses,
+        acquires: totals.acquires,
+        take_ins: totals.take_ins,
+        evictions: totals.evictions,
+        settles: totals.settles,
+        parked: totals.parked,
+        atomics: totals.atomics,
+        credits: totals.credits,
+        threads: summary.live as u64,
+        orphans: summary.orphans as u64,
+        beats: summary.beats,
+        slots: shape.slots as u64,
+        buffer_bytes: shape.bytes() as u64,
+    }
+}
+
+unsafe extern "C" fn inc_ref_missed(op: *mut PyObject) {
+    // SAFETY: the inline path calls this for foreign objects only.
+    unsafe { interp::inc_ref_missed(op) }
+}
+
+unsafe extern "C" fn dec_ref_missed(op: *mut PyObject) {
+    // SAFETY: the inline path calls this for foreign objects only.
+    unsafe { interp::dec_ref_missed(op) }
+}
+
+extern "C" {
+    /// What the inline paths compiled into refbuf itself go by.
+    static mut refbuf_imported: RefBuf_Import;
+}
+
+/// bindgen's `PyObject` and pyo3's are one C type.
+macro_rules! as_c {
+    ($function:path, $kind:ty) => {
+        // SAFETY: the types differ in which crate names `struct _object`.
+        Some(unsafe { std::mem::transmute::<$kind, _>($function as $kind) })
+    };
+}
+
+type OnObject = unsafe extern "C" fn(*mut PyObject);
+type CountOf = unsafe extern "C" fn(*mut PyObject) -> ffi::Py_ssize_t;
+
+/// Adds the capsule `_C_API` to the module. The table lives for good.
+pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let api = Box::leak(Box::new(RefBuf_API {
+        abi_version: REFBUF_ABI_VERSION,
+        size: size_of::<RefBuf_API>() as u32,
+        buffered: u32::from(interp::BUFFERED),
+        reserved: 0,
+        tls_offset: interp::tls_offset(),
+        IncRef: as_c!(RefBuf_IncRef, OnObject),
+        DecRef: as_c!(RefBuf_DecRef, OnObject),
+        IncRefMissed: as_c!(inc_ref_missed, OnObject),
+        DecRefMissed: as_c!(dec_ref_missed, OnObject),
+        RefCount: as_c!(RefBuf_RefCount, CountOf),
+        Flush: Some(RefBuf_Flush),
+        FlushAll: Some(RefBuf_FlushAll),
+        GetStats: Some(RefBuf_GetStats),
+    }));
+    // SAFETY: import time: nothing of ours counts yet.
+    unsafe { ptr::addr_of_mut!(refbuf_imported).write(RefBuf_Import { api, tls_offset: api.tls_offset }) };
+    // SAFETY: attached; the table and the name live for good.
+    let capsule = unsafe {
+        let capsule = ffi::PyCapsule_New(ptr::from_mut(api).cast(), c"refbuf._C_API".as_ptr(), None);
+        Bound::from_owned_ptr_or_err(module.py(), capsule)?
+    };
+    module.add("_C_API", capsule)
+}

@@ -1,0 +1,695 @@
+//! One thread's buffer: a direct-mapped table of credits.
+//!
+//! ```text
+//! acquire   object += K  (one atomic add)   slot = K        the only time an increment touches the object
+//! spend     slot -= 1                                       hands out one of the references held
+//! refund    slot += 1                                       takes the reference back
+//! settle    object -= slot (one atomic op)  slot empty      collision, GC start, heartbeat, thread end
+//! ```
+//!
+//! **Slot.** `object` is an address, `word` holds credits (low 24 bits) and
+//! refunds seen (above). Credits are references that the object's own count
+//! holds, so a slot with credits keeps its object alive. A slot without credits
+//! may name an object that has died: such a slot never counts as a hit, and its
+//! object is never touched.
+//!
+//! | state | credits | a spend | a refund |
+//! |---|---|---|---|
+//! | empty or dry | 0 | acquires | is taken in, if other references exist |
+//! | resident | 1 .. limit | hits | hits |
+//! | full | limit | hits | settles half, then hits |
+//!
+//! **A place is earned.** A miss on an empty slot moves in at once. A miss on a
+//! slot with a resident is a *challenge*; only [`WINS`] challenges in a row by
+//! one object, the resident unused meanwhile, evict. Otherwise the operation
+//! takes the interpreter's own path, so that two hot objects with one slot, or a
+//! working set far larger than the table, cost what they cost without refbuf.
+//!
+//! **How many.** An acquire takes 2^k credits, k small at first and one more
+//! each time the slot runs dry (rule: no atomic on a line that others use,
+//! oftener than needed), bounded.
+//!
+//! **R2.** An increment frees nothing. Where an eviction in an increment would
+//! be the last reference of the resident, what is left is *parked*, and released
+//! at the next safe point: a decrement, a flush, the heartbeat. The list is
+//! bounded; while it is full no resident with credits is evicted.
+//!
+//! Inventory:
+//!
+//! | field | touched by |
+//! |---|---|
+//! | `head.gate` | see [`super::gate`] |
+//! | `head.byte_mask`, `head.slots` | never changed |
+//! | `slots`, `parked` | whoever has the gate: the owner inside, or a revoker; read by anyone for statistics |
+//! | `ranks` | the owner inside |
+//! | `counters` | the owner |
+//! | `ages` | whoever holds the registry's lock |
+
+use crossbeam_utils::CachePadded;
+
+use super::counted::{Address, Counted};
+use super::gate::Gate;
+use super::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, PlainU32};
+use super::totals::{Counters, Totals};
+
+/// Low bits of a slot's word that hold its credits.
+pub const CREDIT_BITS: u32 = 24;
+/// Mask of the credits in a word.
+pub const CREDITS: u64 = (1 << CREDIT_BITS) - 1;
+/// Credits at which a slot is full.
+pub const CREDIT_LIMIT: u64 = 1 << (CREDIT_BITS - 1);
+/// What a refund adds to a word: a credit, and one refund seen.
+pub const REFUND: u64 = (1 << CREDIT_BITS) | 1;
+
+/// Challenges in a row that win a slot: more than the two of one pair, so that
+/// an object touched once does not evict.
+const WINS: u32 = 3;
+
+/// log2 of the largest slot, in bytes.
+const SLOT_SHIFT: u32 = 4;
+
+/// One place in the table. Layout shared with the C header.
+#[repr(C, align(16))]
+#[derive(Debug)]
+pub struct Slot {
+    object: AtomicUsize,
+    word: AtomicU64,
+}
+
+/// What the inline path of the C header reads. Layout shared with it.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Head {
+    gate: Gate,
+    byte_mask: usize,
+    slots: *const Slot,
+}
+
+/// How buffers are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Slots of a table: a power of two.
+    pub slots: usize,
+    /// log2 of the first acquire of a resident.
+    pub first_batch: u32,
+    /// log2 of the largest acquire, below 16.
+    pub largest_batch: u32,
+    /// Releases that may be parked.
+    pub parked: usize,
+}
+
+impl Shape {
+    /// 1,024 slots of 16 bytes; acquires of 8 to 4,096.
+    pub const DEFAULT: Shape = Shape { slots: 1024, first_batch: 3, largest_batch: 12, parked: 64 };
+    /// The smallest table. One slot would do, but shows nothing.
+    pub const FEWEST_SLOTS: usize = 2;
+    /// The largest: with what belongs to it, within 32 KiB (rule R5).
+    pub const MOST_SLOTS: usize = 1024;
+
+    /// Memory of one buffer, all included.
+    pub fn bytes(&self) -> usize {
+        let per_slot = size_of::<Slot>() + 2 * size_of::<PlainU32>();
+        size_of::<Buffer>() + self.slots * per_slot + self.parked * size_of::<Parked>()
+    }
+}
+
+/// What became of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// Served by credits that were there.
+    Hit,
+    /// Credits have come into a slot that had none: the heartbeat must run.
+    Installed,
+    /// Left to the interpreter's own path.
+    Passed,
+}
+
+/// References that could not be taken back in bulk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// The object.
+    pub object: Address,
+    /// How many, one by one.
+    pub count: u32,
+}
+
+/// A place in the parked list.
+#[derive(Debug)]
+struct Parked {
+    object: AtomicUsize,
+    count: AtomicU32,
+}
+
+/// Who challenges a slot's resident, and how it stands. Packed in 32 bits.
+#[derive(Clone, Copy)]
+struct Rank {
+    /// Tag of the last object that missed here.
+    challenger: u16,
+    /// Digest of the word at that miss: tells whether the resident was used since.
+    seen: u8,
+    /// Challenges in a row.
+    wins: u32,
+    /// log2 of the resident's last acquire.
+    batch: u32,
+}
+
+impl Rank {
+    fn unpack(bits: u32) -> Rank {
+        Rank { challenger: bits as u16, seen: (bits >> 16) as u8, wins: (bits >> 24) & 15, batch: bits >> 28 }
+    }
+
+    fn pack(self) -> u32 {
+        u32::from(self.challenger) | u32::from(self.seen) << 16 | self.wins << 24 | self.batch << 28
+    }
+}
+
+/// Mixes all bits of a slot into the upper ones.
+fn digest(object: Address, word: u64) -> u64 {
+    (word ^ (object as u64).rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+/// One thread's buffer. The head comes first: C code has a pointer to it.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Buffer {
+    head: CachePadded<Head>,
+    slots: Box<[Slot]>,
+    ranks: Box<[PlainU32]>,
+    ages: Box<[PlainU32]>,
+    parked: Box<[Parked]>,
+    parked_len: AtomicUsize,
+    counters: Counters,
+    shape: Shape,
+}
+
+// SAFETY: `head.slots` points into `slots`, which the buffer owns; everything
+// else is atomic.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; who may change what is in the inventory.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// An empty buffer.
+    pub fn new(shape: Shape) -> Box<Buffer> {
+        assert!(shape.slots.is_power_of_two() && shape.largest_batch < 16);
+        let slots: Box<[Slot]> =
+            (0..shape.slots).map(|_| Slot { object: AtomicUsize::new(0), word: AtomicU64::new(0) }).collect();
+        let zeros = || (0..shape.slots).map(|_| PlainU32::new(0)).collect();
+        let head = Head { gate: Gate::new(), byte_mask: (shape.slots - 1) << SLOT_SHIFT, slots: slots.as_ptr() };
+        Box::new(Buffer {
+            head: CachePadded::new(head),
+            slots,
+            ranks: zeros(),
+            ages: zeros(),
+            parked: (0..shape.parked)
+                .map(|_| Parked { object: AtomicUsize::new(0), count: AtomicU32::new(0) })
+                .collect(),
+            parked_len: AtomicUsize::new(0),
+            counters: Counters::default(),
+            shape,
+        })
+    }
+
+    /// The handshake.
+    #[inline(always)]
+    pub fn gate(&self) -> &Gate {
+        &self.head.gate
+    }
+
+    /// How this buffer was made.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The place of `object`. The C header has the same expression; docs/HASHING.md has
+    /// why it is this one.
+    #[inline(always)]
+    fn index(&self, object: Address) -> usize {
+        ((object ^ (object >> 10)) & self.head.byte_mask) >> SLOT_SHIFT
+    }
+
+    #[inline(always)]
+    fn slot(&self, object: Address) -> &Slot {
+        // SAFETY: the mask keeps the index within the table, which is as long.
+        unsafe { self.slots.get_unchecked(self.index(object)) }
+    }
+
+    // -- the owner's operations ----------------------------------------------
+
+    /// Increment, where a credit is at hand. By the owner.
+    #[inline(always)]
+    pub fn spend(&self, object: Address) -> bool {
+        if !self.gate().enter() {
+            return false;
+        }
+        let hit = self.slot(object).spend(object);
+        self.gate().leave();
+        hit
+    }
+
+    /// Decrement, where the object has credits here. By the owner.
+    #[inline(always)]
+    pub fn refund(&self, object: Address) -> bool {
+        if !self.gate().enter() {
+            return false;
+        }
+        let hit = self.slot(object).refund(object);
+        self.gate().leave();
+        hit
+    }
+
+    /// Increment that the fast path could not serve. Counts the reference in
+    /// any case. `admit` says whether credits may be acquired now.
+    ///
+    /// # Safety
+    ///
+    /// By the owner, attached; `object` is alive.
+    #[cold]
+    #[inline(never)]
+    pub unsafe fn increment_missed<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
+        let mut outcome = Outcome::Passed;
+        if self.gate().enter() {
+            // SAFETY: the caller's promises; we are inside.
+            outcome = unsafe { self.increment_inside::<O>(object, admit) };
+            self.gate().leave();
+        }
+        if outcome == Outcome::Passed {
+            self.count_miss();
+            self.counters.atomics.add(1);
+            // SAFETY: the caller's promises.
+            unsafe { O::add(object, 1) };
+        }
+        outcome
+    }
+
+    /// # Safety
+    ///
+    /// As for `increment_missed`, inside the gate.
+    unsafe fn increment_inside<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
+        let slot = self.slot(object);
+        if slot.spend(object) {
+            return Outcome::Hit;
+        }
+        // SAFETY: the caller's promises.
+        let Some(batch) = (unsafe { self.make_room::<O>(object, admit) }) else {
+            return Outcome::Passed;
+        };
+        let credits = 1 << batch;
+        self.counters.acquires.add(1);
+        self.counters.atomics.add(1);
+        self.counters.credits_in.add(credits - 1);
+        // SAFETY: the caller's promises. One of these references is the caller's.
+        unsafe { O::add(object, credits as u32) };
+        slot.put(object, credits - 1);
+        Outcome::Installed
+    }
+
+    /// Decrement that the fast path could not serve. Where it says `Passed`, the
+    /// caller still has the reference, and must release it.
+    ///
+    /// # Safety
+    ///
+    /// By the owner, attached; the caller owns a reference to `object`, and
+    /// loses it unless the outcome is `Passed`.
+    #[cold]
+    #[inline(never)]
+    pub unsafe fn decrement_missed<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
+        let mut outcome = Outcome::Passed;
+        if self.gate().enter() {
+            // SAFETY: the caller's promises; we are inside.
+            outcome = unsafe { self.decrement_inside::<O>(object, admit) };
+            self.gate().leave();
+        }
+        if outcome == Outcome::Passed {
+            self.count_miss();
+            self.counters.atomics.add(1);
+        }
+        outcome
+    }
+
+    /// # Safety
+    ///
+    /// As for `decrement_missed`, inside the gate.
+    unsafe fn decrement_inside<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
+        let slot = self.slot(object);
+        if slot.refund(object) {
+            return Outcome::Hit;
+        }
+        if slot.holds(object) {
+            // SAFETY: the slot's credits are ours to give back.
+            unsafe { self.thin::<O>(slot) };
+            return if slot.refund(object) { Outcome::Hit } else { Outcome::Passed };
+        }
+        // R7: what may be the last reference is not kept.
+        // SAFETY: the caller owns a reference.
+        if !unsafe { O::has_others(object) } {
+            return Outcome::Passed;
+        }
+        // SAFETY: the caller's promises.
+        if unsafe { self.make_room::<O>(object, admit) }.is_none() {
+            return Outcome::Passed;
+        }
+        self.counters.take_ins.add(1);
+        self.counters.credits_in.add(1);
+        slot.put(object, 1);
+        Outcome::Installed
+    }
+
+    /// Makes `object` the resident of its slot, without credits, and says
+    /// log2 of how many it should acquire; or leaves all as it is.
+    ///
+    /// # Safety
+    ///
+    /// By the owner, inside, attached.
+    unsafe fn make_room<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Option<u32> {
+        let index = self.index(object);
+        let slot = &self.slots[index];
+        let mut rank = Rank::unpack(self.ranks[index].load(Ordering::Relaxed));
+        let resident = slot.object();
+        let occupied = slot.credits() != 0;
+        if occupied && !self.challenge(index, object, rank) {
+            return None;
+        }
+        if !admit() {
+            return None;
+        }
+        // SAFETY: the slot's credits are ours to give back.
+        if occupied && !unsafe { self.evict::<O>(slot) } {
+            return None;
+        }
+        rank.batch = if resident == object {
+            (rank.batch + 1).clamp(self.shape.first_batch, self.shape.largest_batch)
+        } else {
+            self.counters.refunds.add(slot.clear());
+            self.shape.first_batch
+        };
+        rank.wins = 0;
+        self.ranks[index].store(rank.pack(), Ordering::Relaxed);
+        Some(rank.batch)
+    }
+
+    /// Counts a miss of `object` against the resident; true if it wins.
+    fn challenge(&self, index: usize, object: Address, mut rank: Rank) -> bool {
+        let slot = &self.slots[index];
+        let tag = (object >> SLOT_SHIFT) as u16 ^ (object >> 20) as u16;
+        let seen = (digest(slot.object(), slot.word()) >> 56) as u8;
+        let again = rank.challenger == tag && rank.seen == seen;
+        rank.wins = if again { (rank.wins + 1).min(WINS) } else { 1 };
+        rank.challenger = tag;
+        rank.seen = seen;
+        self.ranks[index].store(rank.pack(), Ordering::Relaxed);
+        rank.wins >= WINS
+    }
+
+    /// Settles a resident to make room; parks what would be a release. False,
+    /// and nothing done, where there is no place to park.
+    ///
+    /// # Safety
+    ///
+    /// By the owner, inside, attached.
+    unsafe fn evict<O: Counted>(&self, slot: &Slot) -> bool {
+        let parked = self.parked_len.load(Ordering::Relaxed);
+        if parked == self.parked.len() {
+            return false;
+        }
+        let (object, credits) = (slot.object(), slot.credits());
+        self.counters.evictions.add(1);
+        self.counters.settles.add(1);
+        self.counters.atomics.add(1);
+        self.counters.credits_out.add(credits);
+        // SAFETY: these references are the slot's; it is cleared below.
+        let left = unsafe { O::take(object, credits as u32) };
+        self.counters.refunds.add(slot.clear());
+        if left > 0 {
+            self.counters.parked.add(u64::from(left));
+            self.parked[parked].object.store(object, Ordering::Relaxed);
+            self.parked[parked].count.store(left, Ordering::Relaxed);
+            self.parked_len.store(parked + 1, Ordering::Relaxed);
+            self.gate().set_parked(true);
+        }
+        true
+    }
+
+    /// Gives back half of a full slot's credits.
+    ///
+    /// # Safety
+    ///
+    /// By the owner, inside, attached.
+    unsafe fn thin<O: Counted>(&self, slot: &Slot) {
+        let surplus = CREDIT_LIMIT / 2;
+        // SAFETY: the slot holds more than that; what is left stays in it.
+        let left = unsafe { O::take(slot.object(), surplus as u32) };
+        let taken = surplus - u64::from(left);
+        self.counters.atomics.add(1);
+        self.counters.credits_out.add(taken);
+        slot.store(slot.word() - taken);
+    }
+
+    /// One parked release, for the owner to do now. At a safe point.
+    pub fn unpark(&self) -> Option<Address> {
+        if !self.gate().enter() {
+            return None;
+        }
+        let last = self.parked_len.load(Ordering::Relaxed).checked_sub(1);
+        let object = last.map(|last| {
+            let parked = &self.parked[last];
+            let count = parked.count.load(Ordering::Relaxed) - 1;
+            parked.count.store(count, Ordering::Relaxed);
+            if count == 0 {
+                self.parked_len.store(last, Ordering::Relaxed);
+            }
+            parked.object.load(Ordering::Relaxed)
+        });
+        if self.parked_len.load(Ordering::Relaxed) == 0 {
+            self.gate().set_parked(false);
+        }
+        self.gate().leave();
+        object
+    }
+
+    /// Counts an operation that took the interpreter's own path. By the owner.
+    fn count_miss(&self) {
+        self.counters.misses.add(1);
+    }
+
+    // -- for whoever has the table to itself ----------------------------------
+
+    /// Settles all slots, or the cold ones, and the parked list. What cannot be
+    /// taken back in bulk is appended to `leftovers`.
+    ///
+    /// # Safety
+    ///
+    /// Attached, with the registry's lock, and either revoked or without a
+    /// running owner.
+    pub unsafe fn drain<O: Counted>(&self, only_cold: bool, leftovers: &mut Vec<Leftover>, totals: &mut Totals) {
+        for (index, slot) in self.slots.iter().enumerate() {
+            let credits = slot.credits();
+            if credits == 0 || (only_cold && !self.is_cold(index)) {
+                continue;
+            }
+            let object = slot.object();
+            // SAFETY: these references are the slot's; it is cleared below.
+            let left = unsafe { O::take(object, credits as u32) };
+            if left > 0 {
+                leftovers.push(Leftover { object, count: left });
+            }
+            totals.refunds += slot.clear();
+            totals.settles += 1;
+            totals.atomics += 1;
+            totals.credits_out += credits;
+        }
+        for parked in &self.parked[..self.parked_len.load(Ordering::Relaxed)] {
+            let object = parked.object.load(Ordering::Relaxed);
+            leftovers.push(Leftover { object, count: parked.count.load(Ordering::Relaxed) });
+        }
+        self.parked_len.store(0, Ordering::Relaxed);
+        self.gate().set_parked(false);
+    }
+
+    /// References that this buffer holds on `object`. Exact for whoever has the
+    /// table to itself.
+    pub fn credits_of(&self, object: Address) -> u64 {
+        let slot = self.slot(object);
+        let credits = if slot.object() == object { slot.credits() } else { 0 };
+        let parked = &self.parked[..self.parked_len.load(Ordering::Relaxed)];
+        let parked: u32 = parked
+            .iter()
+            .filter(|parked| parked.object.load(Ordering::Relaxed) == object)
+            .map(|parked| parked.count.load(Ordering::Relaxed))
+            .sum();
+        credits + u64::from(parked)
+    }
+
+    // -- for the heartbeat ----------------------------------------------------
+
+    /// Looks at every slot, without the gate: whether any is cold now, and
+    /// whether any holds anything. A slot is cold when it has not changed for
+    /// two beats. With the registry's lock.
+    pub fn census(&self) -> Census {
+        let mut census = Census { cold: false, occupied: self.gate().is_parked() };
+        // What is parked waits for the owner's next safe point at the longest
+        // until this beat.
+        census.cold |= census.occupied;
+        for (index, slot) in self.slots.iter().enumerate() {
+            if slot.credits() == 0 {
+                continue;
+            }
+            census.occupied = true;
+            let now = self.age_now(index);
+            let age = self.ages[index].load(Ordering::Relaxed);
+            let older = if age & !1 == now { now | 1 } else { now };
+            census.cold |= age == older && age & 1 == 1;
+            self.ages[index].store(older, Ordering::Relaxed);
+        }
+        census
+    }
+
+    /// Whether a settling of the cold would find anything here. With the
+    /// registry's lock.
+    pub fn is_due(&self) -> bool {
+        let cold = |index: usize| self.slots[index].credits() != 0 && self.is_cold(index);
+        self.gate().is_parked() || (0..self.slots.len()).any(cold)
+    }
+
+    /// Whether the slot was found unchanged twice, and still is.
+    fn is_cold(&self, index: usize) -> bool {
+        let age = self.ages[index].load(Ordering::Relaxed);
+        age == self.age_now(index) | 1
+    }
+
+    /// Digest of a slot; the low bit is for the count of beats.
+    fn age_now(&self, index: usize) -> u32 {
+        let slot = &self.slots[index];
+        (digest(slot.object(), slot.word()) >> 32) as u32 & !1
+    }
+
+    // -- accounting -----------------------------------------------------------
+
+    /// Sums so far. Exact while the owner is not counting.
+    pub fn totals(&self) -> Totals {
+        let mut totals = self.counters.sums(super::totals::Counter::get);
+        for slot in &self.slots {
+            let word = slot.word();
+            totals.credits += word & CREDITS;
+            totals.refunds += word >> CREDIT_BITS;
+        }
+        totals
+    }
+
+    /// Makes an orphan ready for its next owner; returns its sums. Without a
+    /// running owner, drained.
+    pub fn recycle(&self) -> Totals {
+        let mut totals = self.counters.sums(super::totals::Counter::reset);
+        for slot in &self.slots {
+            debug_assert_eq!(slot.credits(), 0);
+            totals.refunds += slot.clear();
+            slot.object.store(0, Ordering::Relaxed);
+        }
+        for rank in &self.ranks {
+            rank.store(0, Ordering::Relaxed);
+        }
+        totals
+    }
+}
+
+/// What a look at a buffer found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Something to settle.
+    pub cold: bool,
+    /// Something held at all.
+    pub occupied: bool,
+}
+
+/// All accesses are relaxed: the gate orders them between threads.
+impl Slot {
+    #[inline(always)]
+    fn object(&self) -> Address {
+        self.object.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn word(&self) -> u64 {
+        self.word.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn credits(&self) -> u64 {
+        self.word() & CREDITS
+    }
+
+    #[inline(always)]
+    fn store(&self, word: u64) {
+        self.word.store(word, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn holds(&self, object: Address) -> bool {
+        self.object() == object && self.credits() != 0
+    }
+
+    #[inline(always)]
+    fn spend(&self, object: Address) -> bool {
+        let word = self.word();
+        let hit = self.object() == object && word & CREDITS != 0;
+        if hit {
+            self.store(word - 1);
+        }
+        hit
+    }
+
+    #[inline(always)]
+    fn refund(&self, object: Address) -> bool {
+        let word = self.word();
+        let credits = word & CREDITS;
+        let hit = self.object() == object && credits != 0 && credits < CREDIT_LIMIT;
+        if hit {
+            self.store(word.wrapping_add(REFUND));
+        }
+        hit
+    }
+
+    /// Puts credits into a slot that has none; keeps the refunds seen.
+    fn put(&self, object: Address, credits: u64) {
+        self.object.store(object, Ordering::Relaxed);
+        self.store(self.word() & !CREDITS | credits);
+    }
+
+    /// Empties the slot; returns the refunds it saw. It still names its object,
+    /// so that an object that comes back goes on with its batch.
+    fn clear(&self) -> u64 {
+        let refunds = self.word() >> CREDIT_BITS;
+        self.store(0);
+        refunds
+    }
+}
+
+/// Where the C header expects things. The core does not know the header:
+/// whoever includes it compares.
+#[derive(Debug)]
+pub struct Layout {
+    /// In a slot.
+    pub slot_object: usize,
+    /// In a slot.
+    pub slot_word: usize,
+    /// In a buffer.
+    pub busy: usize,
+    /// In a buffer.
+    pub attention: usize,
+    /// In a buffer.
+    pub byte_mask: usize,
+    /// In a buffer.
+    pub slots: usize,
+}
+
+/// The layout that the core has.
+#[cfg(not(loom))]
+pub const LAYOUT: Layout = Layout {
+    slot_object: std::mem::offset_of!(Slot, object),
+    slot_word: std::mem::offset_of!(Slot, word),
+    busy: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, gate) + super::gate::BUSY_OFFSET,
+    attention: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, gate) + super::gate::ATTENTION_OFFSET,
+    byte_mask: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, byte_mask),
+    slots: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, slots),
+};

@@ -1,0 +1,46 @@
+//! What the core asks of an object that carries a count of its own.
+
+/// An object's address. The core never looks behind it.
+pub type Address = usize;
+
+/// Operations on an object's own count, which other threads change as well.
+///
+/// # Safety
+///
+/// Implementors promise that [`add`](Counted::add), [`take`](Counted::take) and
+/// [`has_others`](Counted::has_others) run no foreign code, free nothing and
+/// wait for no other thread (rule R2), and that `take` never takes the last
+/// reference.
+pub unsafe trait Counted: 'static {
+    /// Counts `n` more references, with one atomic operation.
+    ///
+    /// # Safety
+    ///
+    /// The object is alive and the thread may touch objects (it is attached).
+    unsafe fn add(object: Address, n: u32);
+
+    /// Takes back up to `n` references, in bulk, with one atomic operation at
+    /// the most. Says how many are left, which
+    /// [`release`](Counted::release) must drop one by one.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`; the caller owns `n` references.
+    unsafe fn take(object: Address, n: u32) -> u32;
+
+    /// Whether references exist besides one that the caller holds. A hint:
+    /// others may change the count meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`; the caller owns a reference.
+    unsafe fn has_others(object: Address) -> bool;
+
+    /// Drops one reference as the interpreter does. May free the object and so
+    /// run any foreign code: no lock is held and no buffer is entered here.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`; the caller owns the reference, and loses it.
+    unsafe fn release(object: Address);
+}

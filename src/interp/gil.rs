@@ -1,0 +1,78 @@
+//! Builds with a GIL: it serializes attached threads' counts already, so every
+//! path here is CPython's own, at its own cost. No buffer is ever made.
+
+use std::time::Duration;
+
+use pyo3::ffi::{self, PyObject};
+use pyo3::prelude::*;
+
+use super::config::{Config, ConfigError};
+use crate::core::registry::Summary;
+use crate::core::Shape;
+
+/// Whether attached threads buffer on this build.
+pub(crate) const BUFFERED: bool = false;
+
+/// How the handshake is done: not at all.
+pub(crate) fn barrier() -> &'static str {
+    "none"
+}
+
+/// No inline path.
+pub(crate) fn tls_offset() -> isize {
+    0
+}
+
+/// # Safety
+///
+/// As for `Py_INCREF`.
+pub(crate) unsafe fn inc_ref(op: *mut PyObject) {
+    // SAFETY: the caller's promises.
+    unsafe { ffi::Py_IncRef(op) }
+}
+
+/// # Safety
+///
+/// As for `Py_DECREF`.
+pub(crate) unsafe fn dec_ref(op: *mut PyObject) {
+    // SAFETY: the caller's promises.
+    unsafe { ffi::Py_DecRef(op) }
+}
+
+pub(crate) use {dec_ref as dec_ref_missed, inc_ref as inc_ref_missed};
+
+/// # Safety
+///
+/// As for `Py_REFCNT`.
+pub(crate) unsafe fn ref_count(op: *mut PyObject) -> isize {
+    // SAFETY: the caller's promises.
+    unsafe { ffi::Py_REFCNT(op) }
+}
+
+/// Nothing is held.
+pub(crate) fn flush(_py: Python<'_>) {}
+
+/// Nothing is held.
+pub(crate) fn flush_all(_py: Python<'_>) {}
+
+/// All zero.
+pub(crate) fn summary() -> Summary {
+    Summary { shape: Some(Shape::DEFAULT), ..Summary::default() }
+}
+
+/// The heartbeat that other builds would have.
+pub(crate) fn heartbeat() -> Duration {
+    Duration::from_millis(10)
+}
+
+/// Checks the choices, and has no use for them.
+pub(crate) fn configure(config: Config) -> Result<(), ConfigError> {
+    config.shape(Shape::DEFAULT)?;
+    config.heartbeat()?;
+    Ok(())
+}
+
+/// Nothing to set up.
+pub(crate) fn start(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

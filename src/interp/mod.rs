@@ -1,0 +1,24 @@
+//! CPython: its objects, its threads, and the moments of its life that matter
+//! to buffers. One room for each build kind; both have the same door, which is
+//! all that `capi` and `py` use.
+//!
+//! | function | free-threaded | with a GIL |
+//! |---|---|---|
+//! | `inc_ref`, `dec_ref` | immortal, owned, then this thread's buffer | CPython's own |
+//! | `*_missed` | what the inline path of the header could not serve | CPython's own |
+//! | `flush`, `flush_all` | settle | nothing to do |
+//! | `start` | checks the layout, sets hooks | nothing to do |
+
+#[allow(unreachable_pub)]
+pub(crate) mod bindings;
+pub(crate) mod config;
+
+#[cfg(buffered)]
+mod free_threaded;
+#[cfg(buffered)]
+pub(crate) use free_threaded::*;
+
+#[cfg(not(buffered))]
+mod gil;
+#[cfg(not(buffered))]
+pub(crate) use gil::*;

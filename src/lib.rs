@@ -1,0 +1,28 @@
+//! Buffered reference counts for free-threaded CPython.
+//!
+//! Each thread keeps a small hash table of *credits*: references that are
+//! already counted on an object, which it hands out and takes back without an
+//! atomic instruction. `docs/DESIGN.md` has the idea and the rules.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`core`] | buffers, registry, settling, the handshake; no Python in it |
+//! | `interp` | CPython: objects, threads, GC, fork, exit; one room a build kind |
+//! | [`client`] | how another Rust extension uses the installed refbuf |
+//! | `capi` | the exported C symbols and the capsule |
+//! | `workloads` | multithreaded drivers on real objects, for tests and benchmarks |
+//! | `py` | the Python module |
+
+pub mod core;
+
+#[cfg(feature = "python")]
+pub mod client;
+
+#[cfg(feature = "python")]
+mod capi;
+#[cfg(feature = "python")]
+mod interp;
+#[cfg(feature = "python")]
+mod py;
+#[cfg(feature = "python")]
+mod workloads;

@@ -1,0 +1,159 @@
+//! The Python module `refbuf._refbuf`. What users import is `python/refbuf`.
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::interp::config::{Config, ConfigError};
+use crate::workloads::driver;
+use crate::workloads::plan::{Arguments, Plan, Variant, Workload};
+use crate::{capi, interp};
+
+impl From<ConfigError> for PyErr {
+    fn from(error: ConfigError) -> PyErr {
+        match error {
+            ConfigError::Nonsense(_) => PyValueError::new_err(error.to_string()),
+            ConfigError::TooLate => PyRuntimeError::new_err(error.to_string()),
+        }
+    }
+}
+
+/// Settles this thread's buffer.
+#[pyfunction]
+fn flush(py: Python<'_>) {
+    interp::flush(py);
+}
+
+/// Settles every buffer.
+#[pyfunction]
+fn flush_all(py: Python<'_>) {
+    interp::flush_all(py);
+}
+
+/// The program's references to an object.
+#[pyfunction]
+fn refcount(object: &Bound<'_, PyAny>) -> isize {
+    // SAFETY: attached, the object is alive.
+    unsafe { interp::ref_count(object.as_ptr()) }
+}
+
+/// The sums over all buffers, by name.
+#[pyfunction]
+fn stats(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let sums = capi::collect_stats();
+    let dict = PyDict::new(py);
+    let items: [(&str, u64); 14] = [
+        ("hits", sums.hits),
+        ("misses", sums.misses),
+        ("acquires", sums.acquires),
+        ("take_ins", sums.take_ins),
+        ("evictions", sums.evictions),
+        ("settles", sums.settles),
+        ("parked", sums.parked),
+        ("atomics", sums.atomics),
+        ("credits", sums.credits),
+        ("threads", sums.threads),
+        ("orphans", sums.orphans),
+        ("beats", sums.beats),
+        ("slots", sums.slots),
+        ("buffer_bytes", sums.buffer_bytes),
+    ];
+    for (name, value) in items {
+        dict.set_item(name, value)?;
+    }
+    Ok(dict)
+}
+
+/// Changes what may be chosen.
+#[pyfunction]
+#[pyo3(signature = (*, slots=None, heartbeat_ms=None, first_batch=None, largest_batch=None))]
+fn configure(
+    slots: Option<usize>,
+    heartbeat_ms: Option<f64>,
+    first_batch: Option<u32>,
+    largest_batch: Option<u32>,
+) -> PyResult<()> {
+    Ok(interp::configure(Config { slots, heartbeat_ms, first_batch, largest_batch })?)
+}
+
+/// How this build counts, and how it is set.
+#[pyfunction]
+fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let info = PyDict::new(py);
+    info.set_item("buffered", interp::BUFFERED)?;
+    info.set_item("barrier", interp::barrier())?;
+    info.set_item("inline", interp::tls_offset() != 0)?;
+    info.set_item("heartbeat_ms", interp::heartbeat().as_secs_f64() * 1000.0)?;
+    Ok(info)
+}
+
+/// What a run of a workload came to.
+#[pyclass(frozen, get_all, module = "refbuf._refbuf")]
+struct Run {
+    pairs: u64,
+    ns_per_pair: f64,
+    pairs_per_second: f64,
+    atomics_per_1000_pairs: f64,
+    kept: Py<PyList>,
+}
+
+#[pymethods]
+impl Run {
+    fn __repr__(&self) -> String {
+        format!(
+            "<Run: {} pairs, {:.2} ns a pair and thread, {:.1} million pairs a second, {:.2} atomics in 1000 pairs>",
+            self.pairs,
+            self.ns_per_pair,
+            self.pairs_per_second / 1e6,
+            self.atomics_per_1000_pairs
+        )
+    }
+}
+
+/// Runs one workload in one variant.
+#[pyfunction]
+#[pyo3(signature = (workload, variant, objects, *, mapping, threads, pairs, seconds, seed, keep, factory))]
+#[allow(clippy::too_many_arguments)]
+fn run_workload(
+    py: Python<'_>,
+    workload: &str,
+    variant: &str,
+    objects: Bound<'_, PyAny>,
+    mapping: Option<Bound<'_, PyDict>>,
+    threads: usize,
+    pairs: Option<u64>,
+    seconds: Option<f64>,
+    seed: u64,
+    keep: bool,
+    factory: Bound<'_, PyAny>,
+) -> PyResult<Run> {
+    let arguments =
+        Arguments { workload, variant, objects, mapping, threads, pairs, seconds, seed, keep, factory };
+    let report = driver::run(py, Plan::new(py, arguments)?)?;
+    Ok(Run {
+        pairs: report.pairs,
+        ns_per_pair: report.ns_per_pair,
+        pairs_per_second: report.pairs_per_second,
+        atomics_per_1000_pairs: report.atomics_per_1000_pairs,
+        kept: report.kept,
+    })
+}
+
+/// The module.
+#[pymodule(gil_used = false)]
+fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    interp::start(module)?;
+    capi::add_to(module)?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("WORKLOADS", Workload::ALL.map(|(name, _)| name))?;
+    module.add("VARIANTS", Variant::ALL.map(|(name, _)| name))?;
+    module.add_class::<Run>()?;
+    module.add_function(wrap_pyfunction!(flush, module)?)?;
+    module.add_function(wrap_pyfunction!(flush_all, module)?)?;
+    module.add_function(wrap_pyfunction!(refcount, module)?)?;
+    module.add_function(wrap_pyfunction!(stats, module)?)?;
+    module.add_function(wrap_pyfunction!(configure, module)?)?;
+    module.add_function(wrap_pyfunction!(build_info, module)?)?;
+    module.add_function(wrap_pyfunction!(run_workload, module)?)?;
+    Ok(())
+}

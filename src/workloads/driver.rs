@@ -1,0 +1,176 @@
+//! Threads that start together, run a share each, and are summed up.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use super::plan::{Length, Plan, Variant};
+use super::worker::{gather, Batch, Channels, Share, Worker};
+use crate::interp;
+
+/// Batches on their way, for each thread of handoff.
+const BATCHES_UNDER_WAY: usize = 16;
+
+/// What all threads of a run share.
+struct Run {
+    plan: Plan,
+    start: Start,
+    stop: AtomicBool,
+}
+
+/// Holds threads back until all are ready, or sends them home.
+#[derive(Default)]
+struct Start {
+    state: Mutex<StartState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct StartState {
+    ready: usize,
+    /// Go, or do not.
+    decision: Option<bool>,
+}
+
+impl Start {
+    /// A worker is set up, or has failed: waits for the decision.
+    fn ready(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.ready += 1;
+        self.changed.notify_all();
+        loop {
+            if let Some(go) = state.decision {
+                return go;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn await_ready(&self, threads: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.ready < threads {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn decide(&self, go: bool) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).decision = Some(go);
+        self.changed.notify_all();
+    }
+}
+
+/// What a run has come to.
+pub(crate) struct Report {
+    /// Done by all threads together.
+    pub(crate) pairs: u64,
+    /// Nanoseconds for a pair, in the mean of the threads.
+    pub(crate) ns_per_pair: f64,
+    /// Of all threads together.
+    pub(crate) pairs_per_second: f64,
+    /// On objects' counts; for stock, by what CPython's path is known to do.
+    pub(crate) atomics_per_1000_pairs: f64,
+    /// References handed to the caller.
+    pub(crate) kept: Py<PyList>,
+}
+
+/// Runs a plan.
+///
+/// # Errors
+///
+/// RuntimeError where the system gives fewer threads than asked for; whatever
+/// the factory raises. No thread is left behind.
+pub(crate) fn run(py: Python<'_>, plan: Plan) -> PyResult<Report> {
+    let before = atomics();
+    let run = Arc::new(Run { plan, start: Start::default(), stop: AtomicBool::new(false) });
+    let mut shares = py.detach(|| start_and_join(&run))?;
+    let mut report = sum_up(py, &run.plan, &mut shares)?;
+    if run.plan.variant != Variant::Stock {
+        report.atomics_per_1000_pairs = (atomics() - before) as f64 * 1000.0 / report.pairs.max(1) as f64;
+    }
+    Ok(report)
+}
+
+fn atomics() -> u64 {
+    interp::summary().totals.atomics
+}
+
+fn start_and_join(run: &Arc<Run>) -> PyResult<Vec<Share>> {
+    let threads = run.plan.threads;
+    let mut workers = Vec::with_capacity(threads);
+    let mut refused = None;
+    for (thread, channels) in ring(threads).into_iter().enumerate() {
+        match spawn(run, thread, channels) {
+            Ok(worker) => workers.push(worker),
+            Err(error) => {
+                refused = Some(PyRuntimeError::new_err(format!(
+                    "the system gave {thread} of the {threads} threads asked for: {error}"
+                )));
+                break;
+            }
+        }
+    }
+    run.start.await_ready(workers.len());
+    run.start.decide(refused.is_none());
+    if let (Length::Time(time), None) = (run.plan.length, &refused) {
+        thread::sleep(time);
+        run.stop.store(true, Ordering::Relaxed);
+    }
+    // All are joined before any error goes up.
+    let results: Vec<_> = workers.into_iter().map(JoinHandle::join).collect();
+    if let Some(refused) = refused {
+        return Err(refused);
+    }
+    let shares = results.into_iter().map(|result| {
+        result.unwrap_or_else(|_| Err(PyRuntimeError::new_err("a worker thread panicked: this is a bug in refbuf")))
+    });
+    shares.collect()
+}
+
+/// Each thread's channels: to the next one, from the one before.
+fn ring(threads: usize) -> Vec<Channels> {
+    let (mut senders, receivers): (Vec<SyncSender<Batch>>, Vec<Receiver<Batch>>) =
+        (0..threads).map(|_| sync_channel(BATCHES_UNDER_WAY)).unzip();
+    senders.rotate_left(1);
+    senders.into_iter().zip(receivers).map(|(next, own)| Channels { next, own }).collect()
+}
+
+fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<JoinHandle<PyResult<Share>>> {
+    let run = Arc::clone(run);
+    thread::Builder::new().name(format!("refbuf-worker-{thread}")).spawn(move || {
+        Python::attach(|py| {
+            let worker = Worker::new(py, &run.plan, thread, Some(channels));
+            if worker.is_err() {
+                // Those that run for a time would wait for nobody.
+                run.stop.store(true, Ordering::Relaxed);
+            }
+            let go = py.detach(|| run.start.ready());
+            let worker = worker?;
+            if go {
+                Ok(worker.run(py, &run.stop))
+            } else {
+                Err(PyRuntimeError::new_err("not started"))
+            }
+        })
+    })
+}
+
+fn sum_up(py: Python<'_>, plan: &Plan, shares: &mut [Share]) -> PyResult<Report> {
+    let pairs: u64 = shares.iter().map(|share| share.pairs).sum();
+    let nanoseconds: f64 = shares.iter().map(|share| share.elapsed.as_nanos() as f64).sum();
+    let rate = |share: &Share| share.pairs as f64 / share.elapsed.as_secs_f64().max(1e-9);
+    let stock_atomics = if interp::BUFFERED { plan.workload.stock_atomics_per_pair() } else { 0 };
+    Ok(Report {
+        pairs,
+        ns_per_pair: nanoseconds / pairs.max(1) as f64,
+        pairs_per_second: shares.iter().map(rate).sum(),
+        atomics_per_1000_pairs: stock_atomics as f64 * 1000.0,
+        kept: gather(py, shares)?.unbind(),
+    })
+}

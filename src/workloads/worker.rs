@@ -1,0 +1,241 @@
+//! One thread's share of a workload.
+
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError};
+use std::time::{Duration, Instant};
+
+use pyo3::ffi::PyObject;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rand_distr::{Distribution, Zipf};
+
+use super::plan::{Length, Plan, Workload};
+use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Task};
+
+/// Pairs between two looks at the clock or the stop flag.
+const CHUNK: u64 = 1024;
+/// Chunks between two detachments, which let the collector stop the world, and
+/// on builds with a GIL let the others run.
+const CHUNKS_ATTACHED: u64 = 16;
+/// Accesses in a zipf order; a power of two.
+const ORDER: usize = 1 << 16;
+/// Skew of the zipf order.
+const SKEW: f64 = 1.0;
+/// References that `random` may hold at once.
+const HELD: usize = 4096;
+/// References in one batch of `handoff`.
+const BATCH: usize = 256;
+
+/// References on their way to the thread that drops them. A batch that is
+/// dropped by Rust drops them too, so it must be where it is attached.
+pub(super) struct Batch(Vec<*mut PyObject>);
+
+// SAFETY: references may be dropped by any attached thread.
+unsafe impl Send for Batch {}
+
+/// The ends of handoff's channels that a thread has.
+pub(super) struct Channels {
+    pub(super) next: SyncSender<Batch>,
+    pub(super) own: Receiver<Batch>,
+}
+
+/// What a thread did.
+pub(super) struct Share {
+    pub(super) pairs: u64,
+    pub(super) elapsed: Duration,
+    pub(super) kept: Vec<Py<PyAny>>,
+}
+
+/// A thread with all it needs, ready to start.
+pub(super) struct Worker {
+    kernel: unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64,
+    drop_kernel: unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64,
+    workload: Workload,
+    length: Length,
+    task: RefBuf_Task,
+    objects: Vec<*mut PyObject>,
+    order: Vec<u32>,
+    held: Vec<*mut PyObject>,
+    channels: Option<Channels>,
+    keep: bool,
+    /// Keep the objects above alive.
+    _owned: Vec<Py<PyAny>>,
+}
+
+impl Worker {
+    /// Sets up a thread's share, in that thread.
+    pub(super) fn new(py: Python<'_>, plan: &Plan, thread: usize, channels: Option<Channels>) -> PyResult<Worker> {
+        let list = plan.list.bind(py);
+        let mut owned = Vec::new();
+        if plan.workload == Workload::Private {
+            // Made here, so that this thread owns them.
+            for _ in 0..list.len() {
+                owned.push(plan.factory.call0(py)?);
+            }
+        }
+        let objects: Vec<*mut PyObject> = if plan.workload == Workload::Private {
+            owned.iter().map(Py::as_ptr).collect()
+        } else {
+            list.iter().map(|object| object.as_ptr()).collect()
+        };
+        let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (thread as u64 + 1);
+        let mut random = SmallRng::seed_from_u64(seed);
+        let order = zipf_order(plan.workload, objects.len(), &mut random);
+        let held = match plan.workload {
+            Workload::Random => vec![ptr::null_mut(); HELD],
+            Workload::Handoff => vec![ptr::null_mut(); BATCH],
+            _ => Vec::new(),
+        };
+        let mut worker = Worker {
+            kernel: known(plan.variant.kernel(plan.workload)),
+            drop_kernel: known(plan.variant.drop_kernel()),
+            workload: plan.workload,
+            length: plan.length,
+            task: RefBuf_Task {
+                objects: ptr::null_mut(),
+                count: objects.len(),
+                order: ptr::null(),
+                order_length: ORDER,
+                cursor: random.random_range(0..objects.len()),
+                random: random.random::<u64>() | 1,
+                list: plan.list.as_ptr().cast(),
+                dict: plan.dict.as_ptr().cast(),
+                list_at: 0,
+                dict_at: 0,
+                held: ptr::null_mut(),
+                held_count: 0,
+                held_room: held.len(),
+                sink: 0,
+            },
+            objects,
+            order,
+            held,
+            channels,
+            keep: plan.keep,
+            _owned: owned,
+        };
+        worker.task.objects = worker.objects.as_mut_ptr().cast();
+        worker.task.order = worker.order.as_ptr();
+        worker.task.held = worker.held.as_mut_ptr().cast();
+        Ok(worker)
+    }
+
+    /// Works until the length is reached or `stop` is set.
+    pub(super) fn run(mut self, py: Python<'_>, stop: &AtomicBool) -> Share {
+        let wanted = match self.length {
+            Length::Pairs(pairs) => pairs,
+            Length::Time(_) => u64::MAX,
+        };
+        let (mut pairs, mut chunks) = (0, 0u64);
+        let started = Instant::now();
+        while pairs < wanted && !stop.load(Ordering::Relaxed) {
+            pairs += match self.workload {
+                Workload::Handoff => self.hand_over(py, wanted - pairs),
+                // SAFETY: attached; the task's pointers are to vectors of ours
+                // and to objects that the plan keeps alive.
+                _ => unsafe { (self.kernel)(&mut self.task, CHUNK.min(wanted - pairs)) },
+            };
+            chunks += 1;
+            if chunks % CHUNKS_ATTACHED == 0 {
+                py.detach(|| ());
+            }
+        }
+        let elapsed = started.elapsed();
+        let kept = self.finish(py);
+        Share { pairs, elapsed, kept }
+    }
+
+    /// Makes a batch of references for the next thread, and drops one that
+    /// another has made.
+    fn hand_over(&mut self, py: Python<'_>, wanted: u64) -> u64 {
+        // SAFETY: as in `run`.
+        let made = unsafe { (self.kernel)(&mut self.task, wanted) };
+        let mut batch = Batch(self.held[..self.task.held_count].to_vec());
+        self.task.held_count = 0;
+        loop {
+            let sent = self.channels.as_ref().expect("handoff has channels").next.try_send(batch);
+            match sent {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) => {
+                    batch = back;
+                    if !self.drop_received() {
+                        py.detach(std::thread::yield_now);
+                    }
+                }
+                // The next thread is done: what it would have dropped is ours.
+                Err(TrySendError::Disconnected(back)) => {
+                    self.drop_batch(&back);
+                    break;
+                }
+            }
+        }
+        self.drop_received();
+        made
+    }
+
+    /// Drops a batch that is waiting; false if there is none.
+    fn drop_received(&mut self) -> bool {
+        match self.channels.as_ref().expect("handoff has channels").own.try_recv() {
+            Ok(batch) => {
+                self.drop_batch(&batch);
+                true
+            }
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => false,
+        }
+    }
+
+    fn drop_batch(&mut self, batch: &Batch) {
+        self.held[..batch.0.len()].copy_from_slice(&batch.0);
+        self.task.held_count = batch.0.len();
+        // SAFETY: as in `run`; the references in the batch are ours.
+        unsafe { (self.drop_kernel)(&mut self.task, u64::MAX) };
+    }
+
+    /// Gives up what this thread still holds, or hands it to the caller.
+    fn finish(&mut self, py: Python<'_>) -> Vec<Py<PyAny>> {
+        if let Some(Channels { next, own }) = self.channels.take() {
+            // Only when the thread before us has dropped its end is there no
+            // more to come.
+            drop(next);
+            loop {
+                match own.try_recv() {
+                    Ok(batch) => self.drop_batch(&batch),
+                    Err(TryRecvError::Empty) => py.detach(std::thread::yield_now),
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            }
+        }
+        if self.keep {
+            let held = &self.held[..self.task.held_count];
+            // SAFETY: these references are ours, and become the caller's.
+            return held.iter().map(|op| unsafe { Bound::from_owned_ptr(py, *op).unbind() }).collect();
+        }
+        // SAFETY: as in `run`.
+        unsafe { (self.drop_kernel)(&mut self.task, u64::MAX) };
+        Vec::new()
+    }
+}
+
+fn known(kernel: RefBuf_Kernel) -> unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64 {
+    kernel.expect("the tables of kernels are complete")
+}
+
+/// Indices with a few often and most seldom. Which are the frequent ones is the
+/// same in all threads: they share them.
+fn zipf_order(workload: Workload, count: usize, random: &mut SmallRng) -> Vec<u32> {
+    if workload != Workload::Zipf {
+        return Vec::new();
+    }
+    let zipf = Zipf::new(count as f64, SKEW).expect("count is not 0");
+    // Spread over the table, so that frequent objects are not neighbours.
+    let spread = |rank: usize| (rank * 2_654_435_761) % count;
+    (0..ORDER).map(|_| spread(zipf.sample(random) as usize - 1) as u32).collect()
+}
+
+/// The references that threads have kept, as a list.
+pub(super) fn gather<'py>(py: Python<'py>, shares: &mut [Share]) -> PyResult<Bound<'py, PyList>> {
+    PyList::new(py, shares.iter_mut().flat_map(|share| share.kept.drain(..)).collect::<Vec<_>>())
+}

@@ -1,0 +1,282 @@
+#!/usr/bin/env python3
+"""Find, download or build a free-threaded CPython, and print its path.
+
+The order, first hit wins:
+
+1. ``REFBUF_FT_PYTHON``, which must then be right;
+2. the newest of python3.15t, 3.14t, 3.13t on PATH, in pyenv or in our cache;
+3. ``uv python install``, where uv is installed and can reach its downloads;
+4. Debian's source package, built with ``--disable-gil`` into the cache.
+
+The path goes to standard output, everything else to standard error, so that
+``$(python3 tools/ft_python.py)`` is the interpreter. Exit status 1, and one
+sentence, when none of these works.
+
+The cache is ``$REFBUF_CACHE``, else ``$XDG_CACHE_HOME/refbuf``, else
+``~/.cache/refbuf``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+VERSIONS = ("3.15", "3.14", "3.13")
+
+#: (source package, suites to look in), newest first.
+SOURCE_PACKAGES = (("python3.14", ("forky", "sid")), ("python3.13", ("trixie",)))
+
+#: Without these an interpreter cannot make a virtual environment and fill it.
+NEEDED_MODULES = ("ssl", "zlib", "ctypes", "ensurepip")
+
+BUILD_DEPENDENCIES = "gcc make dpkg-dev libssl-dev zlib1g-dev libffi-dev xz-utils"
+
+PROBE = (
+    "import sys, sysconfig;"
+    "print(sysconfig.get_config_var('Py_GIL_DISABLED') or 0, sys.version_info[:2] >= (3, 13))"
+)
+
+
+class Unavailable(Exception):
+    """One way of getting an interpreter does not work here; says why."""
+
+
+def say(message: str) -> None:
+    print(f"[free-threaded python] {message}", file=sys.stderr, flush=True)
+
+
+def cache_dir() -> Path:
+    if explicit := os.environ.get("REFBUF_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "refbuf"
+
+
+def is_free_threaded(python: str | Path) -> bool:
+    """Whether `python` runs, and is a build with the GIL disabled."""
+    try:
+        probe = subprocess.run([str(python), "-c", PROBE], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return probe.returncode == 0 and probe.stdout.split() == ["1", "True"]
+
+
+# -- what is here already ----------------------------------------------------
+
+
+def from_environment() -> Path | None:
+    named = os.environ.get("REFBUF_FT_PYTHON")
+    if not named:
+        return None
+    found = shutil.which(named)
+    if found is None:
+        raise SystemExit(f"REFBUF_FT_PYTHON is {named!r}, which is not an executable: set it to a free-threaded python.")
+    if not is_free_threaded(found):
+        raise SystemExit(f"REFBUF_FT_PYTHON is {named!r}, which is not a free-threaded build of CPython 3.13 or later.")
+    return Path(found)
+
+
+def installed() -> Path | None:
+    """The newest free-threaded interpreter on PATH, in pyenv or in the cache."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for version in VERSIONS:
+        name = f"python{version}t"
+        candidates = [shutil.which(name)]
+        candidates += sorted(pyenv.glob(f"{version}*t/bin/{name}"), reverse=True)
+        candidates += sorted(cache_dir().glob(f"python{version}.*/bin/{name}"), reverse=True)
+        for candidate in candidates:
+            if candidate and is_free_threaded(candidate):
+                return Path(candidate)
+    return None
+
+
+# -- uv ----------------------------------------------------------------------
+
+
+def from_uv() -> Path:
+    uv = shutil.which("uv")
+    if uv is None:
+        raise Unavailable("uv is not installed")
+    for version in VERSIONS:
+        request = f"{version}t"
+        say(f"asking uv for {request}")
+        install = subprocess.run([uv, "python", "install", request], capture_output=True, text=True)
+        find = subprocess.run([uv, "python", "find", request], capture_output=True, text=True)
+        path = find.stdout.strip()
+        if install.returncode == 0 and path and is_free_threaded(path):
+            return Path(path)
+    raise Unavailable("uv could not download one")
+
+
+# -- Debian's source package -------------------------------------------------
+
+
+def debian_mirrors() -> list[tuple[str, str]]:
+    """(URI, keyring) of each Debian archive among this machine's apt sources."""
+    etc = Path("/etc/apt")
+    files = [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]
+    found: list[tuple[str, str]] = []
+    for file in files:
+        if not file.is_file():
+            continue
+        text = file.read_text(errors="replace")
+        uris = re.findall(r"^(?:deb|URIs:)\s.*?(\w+://\S+)", text, re.MULTILINE)
+        keyring = re.search(r"(?:Signed-By:\s*|signed-by=)(/[^\s\]]+)", text)
+        for uri in uris:
+            if re.search(r"/debian/?$", uri):
+                found.append((uri, keyring.group(1) if keyring else ""))
+    return list(dict.fromkeys(found))
+
+
+def private_apt(root: Path) -> list[str]:
+    """apt options for a configuration of our own below `root`."""
+    mirrors = debian_mirrors()
+    if not mirrors:
+        raise Unavailable("this machine has no Debian archive among its apt sources")
+    suites = [suite for _, names in SOURCE_PACKAGES for suite in names]
+    lines = []
+    for uri, keyring in mirrors:
+        signed = f"[signed-by={keyring}] " if keyring else ""
+        lines += [f"deb-src {signed}{uri} {suite} main" for suite in suites]
+    for folder in ("lists/partial", "archives/partial"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "sources.list").write_text("\n".join(lines) + "\n")
+    settings = {
+        "Dir::State::Lists": root / "lists",
+        "Dir::Cache": root,
+        "Dir::Etc::sourcelist": root / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "APT::Sandbox::User": "root",
+    }
+    return [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+
+
+def fetch_source(work: Path) -> tuple[str, Path]:
+    """Download the newest source package that can be had: (upstream version, .dsc)."""
+    apt = private_apt(work / "apt")
+    say("reading Debian's source index")
+    update = subprocess.run(["apt-get", *apt, "update"], capture_output=True, text=True)
+    if update.returncode != 0:
+        raise Unavailable("apt-get update failed: " + last_line(update.stderr))
+    for package, suites in SOURCE_PACKAGES:
+        for suite in suites:
+            say(f"fetching {package} from {suite}")
+            fetch = subprocess.run(
+                ["apt-get", *apt, "source", "--download-only", "-t", suite, f"{package}/{suite}"],
+                cwd=work, capture_output=True, text=True,
+            )
+            found = sorted(work.glob(f"{package}_*.dsc"))
+            if fetch.returncode == 0 and found:
+                version = re.match(rf"{re.escape(package)}_([0-9.]+)", found[-1].name)
+                return version.group(1), found[-1]
+    raise Unavailable("Debian's source package could not be downloaded")
+
+
+def from_debian_source() -> Path:
+    for tool in ("apt-get", "dpkg-source", "gcc", "make"):
+        if shutil.which(tool) is None:
+            raise Unavailable(f"{tool} is not installed")
+    cache = cache_dir()
+    work = cache / "build-python"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        version, dsc = fetch_source(work)
+        prefix = cache / f"python{version}t"
+        python = build(version, dsc, work, prefix)
+    finally:
+        # A failed build leaves its log, and nothing that looks like a success.
+        log = work / "build.log"
+        if log.exists():
+            shutil.copy(log, cache / "build-python.log")
+        shutil.rmtree(work, ignore_errors=True)
+    return python
+
+
+def build(version: str, dsc: Path, work: Path, prefix: Path) -> Path:
+    source = work / "source"
+    log = work / "build.log"
+    jobs = f"-j{os.cpu_count() or 1}"
+    staging = work / "staging"
+    say(f"building {version} (about 3 minutes on 2 cores)")
+    # Debian's patches move site-packages, which breaks venv and pip in a private prefix.
+    step("unpacking", ["dpkg-source", "--skip-patches", "-x", str(dsc), str(source)], work, log)
+    step("configuring", ["./configure", "--disable-gil", "--with-ensurepip=install", f"--prefix={prefix}"], source, log)
+    plan = subprocess.run(["make", "-n"], cwd=source, capture_output=True, text=True)
+    total = sum(compiles(line) for line in plan.stdout.splitlines())
+    step("compiling", ["make", jobs], source, log, total=total)
+    step("installing", ["make", "install", f"DESTDIR={staging}"], source, log)
+    shutil.rmtree(prefix, ignore_errors=True)
+    # One rename, so that an interrupted build is never found by the next run.
+    os.rename(staging / prefix.relative_to("/"), prefix)
+    python = prefix / "bin" / f"python{version.rpartition('.')[0]}t"
+    missing = [name for name in NEEDED_MODULES if not imports(python, name)]
+    if missing or not is_free_threaded(python):
+        shutil.rmtree(prefix, ignore_errors=True)
+        raise Unavailable(f"the interpreter built here lacks {', '.join(missing) or 'free threading'}")
+    return python
+
+
+def imports(python: Path, module: str) -> bool:
+    return subprocess.run([str(python), "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def compiles(line: str) -> bool:
+    return " -c " in line and " -o " in line
+
+
+def step(title: str, command: list[str], cwd: Path, log: Path, total: int = 0) -> None:
+    """Run one build step, its output to the log; show how far it is."""
+    started = time.monotonic()
+    done, shown = 0, -1
+    terminal = sys.stderr.isatty()
+    with log.open("a") as sink:
+        child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for line in child.stdout:
+            sink.write(line)
+            done += compiles(line)
+            percent = min(99, 100 * done // total) if total else 0
+            if total and percent >= shown + (1 if terminal else 20):
+                shown = percent
+                end = "\r" if terminal else "\n"
+                print(f"[free-threaded python] {title} {percent:3d} %", end=end, file=sys.stderr, flush=True)
+        status = child.wait()
+    if status != 0:
+        raise Unavailable(f"{title} failed: {last_line(log.read_text(errors='replace'))}")
+    say(f"{title} done in {time.monotonic() - started:.0f} s")
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def main() -> int:
+    python = from_environment() or installed()
+    if python is None:
+        reasons = []
+        for way in (from_uv, from_debian_source):
+            try:
+                python = way()
+                break
+            except Unavailable as reason:
+                say(str(reason))
+                reasons.append(str(reason))
+        else:
+            print(
+                f"No free-threaded CPython could be found or made ({'; '.join(reasons)}): install python3.14t or "
+                f"python3.13t and set REFBUF_FT_PYTHON to it, or install {BUILD_DEPENDENCIES} and run this again.",
+                file=sys.stderr,
+            )
+            return 1
+    print(python)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
