@@ -65,7 +65,12 @@ pub const REFUND: u64 = (1 << CREDIT_BITS) | 1;
 /// an object touched once does not evict.
 const WINS: u32 = 3;
 
-/// log2 of the largest slot, in bytes.
+/// Looks that must find a slot unchanged before it is cold.
+const COLD_AFTER: u32 = 2;
+/// Bits of an age that count them.
+const LOOKS_MASK: u32 = 3;
+
+/// log2 of the size of a slot, in bytes.
 const SLOT_SHIFT: u32 = 4;
 
 /// One place in the table. Layout shared with the C header.
@@ -101,8 +106,8 @@ pub struct Shape {
 impl Shape {
     /// 1,024 slots of 16 bytes; acquires of 8 to 4,096.
     pub const DEFAULT: Shape = Shape { slots: 1024, first_batch: 3, largest_batch: 12, parked: 64 };
-    /// The smallest table. One slot would do, but shows nothing.
-    pub const FEWEST_SLOTS: usize = 2;
+    /// The smallest table: every object collides with every other.
+    pub const FEWEST_SLOTS: usize = 1;
     /// The largest: with what belongs to it, within 32 KiB (rule R5).
     pub const MOST_SLOTS: usize = 1024;
 
@@ -524,8 +529,8 @@ impl Buffer {
     // -- for the heartbeat ----------------------------------------------------
 
     /// Looks at every slot, without the gate: whether any is cold now, and
-    /// whether any holds anything. A slot is cold when it has not changed for
-    /// two beats. With the registry's lock.
+    /// whether any holds anything. A slot is cold when two looks have found it as
+    /// a look before them did. With the registry's lock.
     pub fn census(&self) -> Census {
         let mut census = Census { cold: false, occupied: self.gate().is_parked() };
         // What is parked waits for the owner's next safe point at the longest
@@ -538,9 +543,10 @@ impl Buffer {
             census.occupied = true;
             let now = self.age_now(index);
             let age = self.ages[index].load(Ordering::Relaxed);
-            let older = if age & !1 == now { now | 1 } else { now };
-            census.cold |= age == older && age & 1 == 1;
-            self.ages[index].store(older, Ordering::Relaxed);
+            let unchanged = age & !LOOKS_MASK == now;
+            let age = if unchanged { now | ((age & LOOKS_MASK) + 1).min(COLD_AFTER) } else { now };
+            census.cold |= age & LOOKS_MASK == COLD_AFTER;
+            self.ages[index].store(age, Ordering::Relaxed);
         }
         census
     }
@@ -552,16 +558,15 @@ impl Buffer {
         self.gate().is_parked() || (0..self.slots.len()).any(cold)
     }
 
-    /// Whether the slot was found unchanged twice, and still is.
+    /// Whether the slot was found cold, and has not changed since.
     fn is_cold(&self, index: usize) -> bool {
-        let age = self.ages[index].load(Ordering::Relaxed);
-        age == self.age_now(index) | 1
+        self.ages[index].load(Ordering::Relaxed) == self.age_now(index) | COLD_AFTER
     }
 
-    /// Digest of a slot; the low bit is for the count of beats.
+    /// Digest of a slot; the low bits are for the count of looks.
     fn age_now(&self, index: usize) -> u32 {
         let slot = &self.slots[index];
-        (digest(slot.object(), slot.word()) >> 32) as u32 & !1
+        (digest(slot.object(), slot.word()) >> 32) as u32 & !LOOKS_MASK
     }
 
     // -- accounting -----------------------------------------------------------

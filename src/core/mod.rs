@@ -22,6 +22,7 @@
 pub mod buffer;
 pub mod counted;
 pub mod gate;
+#[cfg(not(loom))]
 pub mod heartbeat;
 pub mod registry;
 pub mod sync;
@@ -29,5 +30,5 @@ pub mod totals;
 
 pub use buffer::{Buffer, Outcome, Shape, Slot};
 pub use counted::{Address, Counted};
-pub use registry::{Registry, Scope};
+pub use registry::{Handle, Registry, Scope};
 pub use totals::Totals;

@@ -1,0 +1,262 @@
+//! Every sequence of operations by several threads in turn, against counts kept
+//! by hand.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use refbuf::core::{Address, Registry, Scope, Shape};
+
+use crate::cell::{settle, Cell, Freed, Thread};
+
+const THREADS: usize = 3;
+const OBJECTS: usize = 6;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Inc { thread: usize, object: usize },
+    Dec { thread: usize, object: usize },
+    Flush { thread: usize },
+    FlushAll,
+    Beat,
+    Restart { thread: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (thread, object) = (0..THREADS, 0..OBJECTS);
+    prop_oneof![
+        10 => (thread.clone(), object.clone()).prop_map(|(thread, object)| Step::Inc { thread, object }),
+        10 => (thread.clone(), object).prop_map(|(thread, object)| Step::Dec { thread, object }),
+        1 => thread.clone().prop_map(|thread| Step::Flush { thread }),
+        1 => Just(Step::FlushAll),
+        3 => Just(Step::Beat),
+        1 => thread.prop_map(|thread| Step::Restart { thread }),
+    ]
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    (0u32..4, 0u32..3, 0u32..3, 1usize..4).prop_map(|(slots, first, more, parked)| Shape {
+        slots: 1 << slots,
+        first_batch: first,
+        largest_batch: first + more,
+        parked,
+    })
+}
+
+/// The program's references, by hand.
+struct Program {
+    counts: [usize; OBJECTS],
+    objects: [Option<Address>; OBJECTS],
+}
+
+impl Program {
+    fn check(&self, registry: &Registry<Cell>, freed: &Freed) {
+        let mut alive = 0;
+        for (count, object) in self.counts.iter().zip(self.objects) {
+            if *count > 0 {
+                let object = object.expect("held");
+                let credits = registry.credits_of(object) as usize;
+                assert_eq!(Cell::count(object), count + credits, "the counting equation");
+                alive += 1;
+            }
+        }
+        assert!(freed.count() <= OBJECTS - alive, "R1: freed while held");
+    }
+}
+
+fn run(shape: Shape, steps: Vec<Step>) {
+    let registry = Registry::<Cell>::new(shape);
+    let freed = Arc::new(Freed::default());
+    let objects = std::array::from_fn(|_| Some(Cell::new(1, &freed)));
+    let mut program = Program { counts: [1; OBJECTS], objects };
+    let mut threads: Vec<_> = (0..THREADS).map(|_| Thread::start(&registry)).collect();
+    let (mut operations, mut refunded) = (0u64, 0u64);
+    for step in steps {
+        match step {
+            Step::Inc { thread, object } if program.counts[object] > 0 => {
+                threads[thread].inc(program.objects[object].expect("held"));
+                program.counts[object] += 1;
+                operations += 1;
+            }
+            Step::Dec { thread, object } if program.counts[object] > 0 => {
+                program.counts[object] -= 1;
+                threads[thread].dec(program.objects[object].expect("held"));
+                operations += 1;
+                refunded += 1;
+            }
+            Step::Inc { .. } | Step::Dec { .. } => {}
+            Step::Flush { thread } => threads[thread].flush(),
+            Step::FlushAll => settle(&registry, Scope::All),
+            Step::Beat => {
+                registry.beat();
+                settle(&registry, Scope::Cold);
+            }
+            Step::Restart { thread } => threads[thread] = Thread::start(&registry),
+        }
+        program.check(&registry, &freed);
+    }
+    // Accounting is exact: every operation was one of four things.
+    let totals = registry.summary().totals;
+    assert_eq!(totals.hits() + totals.misses + totals.acquires + totals.take_ins, operations);
+    assert!(totals.refunds <= refunded);
+    threads.clear();
+    // Two looks after the last change, everything is cold; the third settles.
+    for _ in 0..3 {
+        registry.beat();
+        settle(&registry, Scope::Cold);
+    }
+    let totals = registry.summary().totals;
+    assert_eq!(totals.credits, 0, "R4");
+    assert_eq!(totals.credits_in + totals.refunds, totals.credits_out + totals.spends());
+    for (count, object) in program.counts.iter().zip(program.objects) {
+        for left in (1..=*count).rev() {
+            let object = object.expect("held");
+            assert_eq!(Cell::count(object), left, "R4: as if nothing had been buffered");
+            // SAFETY: the program's own.
+            unsafe { <Cell as refbuf::core::Counted>::release(object) };
+        }
+    }
+    assert_eq!(freed.count(), OBJECTS, "each freed once");
+}
+
+proptest! {
+    // PROPTEST_CASES overrides the number, as the sanitizers do.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn counts_are_those_of_a_program_without_buffers(
+        shape in shapes(),
+        steps in proptest::collection::vec(step(), 1..300),
+    ) {
+        run(shape, steps);
+    }
+}
+
+#[test]
+fn a_last_reference_that_is_not_in_the_table_is_released_at_once() {
+    let registry = Registry::<Cell>::new(Shape::DEFAULT);
+    let freed = Arc::new(Freed::default());
+    let object = Cell::new(1, &freed);
+    let thread = Thread::start(&registry);
+    thread.dec(object);
+    assert_eq!(freed.count(), 1, "R7");
+}
+
+#[test]
+fn a_slot_that_runs_dry_acquires_twice_as_many_up_to_the_bound() {
+    let shape = Shape { first_batch: 1, largest_batch: 4, ..Shape::DEFAULT };
+    let registry = Registry::<Cell>::new(shape);
+    let freed = Arc::new(Freed::default());
+    let object = Cell::new(1, &freed);
+    let thread = Thread::start(&registry);
+    let mut acquires = Vec::new();
+    for n in 1..=78 {
+        let before = registry.summary().totals.acquires;
+        thread.inc(object);
+        if registry.summary().totals.acquires > before {
+            acquires.push(n);
+        }
+    }
+    // 2, 4, 8, 16, 16, ... references each.
+    assert_eq!(acquires, [1, 3, 7, 15, 31, 47, 63]);
+    for _ in 0..79 {
+        thread.dec(object);
+    }
+    thread.flush();
+    assert_eq!(freed.count(), 1);
+}
+
+#[test]
+fn a_full_slot_is_settled_in_part() {
+    use refbuf::core::buffer::CREDIT_LIMIT;
+    let registry = Registry::<Cell>::new(Shape::DEFAULT);
+    let freed = Arc::new(Freed::default());
+    let more = CREDIT_LIMIT as usize + 1000;
+    let object = Cell::new(more + 1, &freed);
+    let thread = Thread::start(&registry);
+    for _ in 0..more {
+        thread.dec(object);
+    }
+    let credits = registry.credits_of(object);
+    assert!(credits < CREDIT_LIMIT, "{credits} credits in one slot");
+    assert_eq!(Cell::count(object), 1 + credits as usize);
+    thread.dec(object);
+    thread.flush();
+    assert_eq!(freed.count(), 1);
+}
+
+#[test]
+fn two_hot_objects_with_one_slot_do_not_evict_each_other_for_ever() {
+    let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
+    let freed = Arc::new(Freed::default());
+    let objects = [Cell::new(1, &freed), Cell::new(1, &freed)];
+    let thread = Thread::start(&registry);
+    for _ in 0..1000 {
+        for object in objects {
+            thread.inc(object);
+            thread.dec(object);
+        }
+    }
+    let totals = registry.summary().totals;
+    assert_eq!(totals.evictions, 0);
+    assert!(totals.hits() > 1900, "the first keeps its place: {totals:?}");
+    assert!(totals.atomics <= 2010, "the second costs what it costs without a buffer: {totals:?}");
+    for object in objects {
+        thread.dec(object);
+    }
+    thread.flush();
+    assert_eq!(freed.count(), 2);
+}
+
+#[test]
+fn an_object_that_is_wanted_moves_in_where_the_resident_is_idle() {
+    let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
+    let freed = Arc::new(Freed::default());
+    let [idle, wanted] = [Cell::new(1, &freed), Cell::new(1, &freed)];
+    let thread = Thread::start(&registry);
+    thread.inc(idle);
+    thread.dec(idle);
+    for _ in 0..100 {
+        thread.inc(wanted);
+        thread.dec(wanted);
+    }
+    let totals = registry.summary().totals;
+    assert_eq!(totals.evictions, 1);
+    assert!(totals.hits() > 190, "{totals:?}");
+    assert_eq!(Cell::count(idle), 1, "settled when it was evicted");
+    for object in [idle, wanted] {
+        thread.dec(object);
+    }
+    thread.flush();
+    assert_eq!(freed.count(), 2);
+}
+
+#[test]
+fn hot_slots_stay_and_cold_ones_are_settled_within_three_looks() {
+    let registry = Registry::<Cell>::new(Shape::DEFAULT);
+    let freed = Arc::new(Freed::default());
+    let [hot, cold] = [Cell::new(1, &freed), Cell::new(1, &freed)];
+    let thread = Thread::start(&registry);
+    for object in [hot, cold] {
+        thread.inc(object);
+        thread.dec(object);
+    }
+    for look in 1..=3 {
+        // Used, though its credits are the same afterwards.
+        thread.inc(hot);
+        thread.dec(hot);
+        assert_eq!(registry.beat().work, look == 3);
+        settle(&registry, Scope::Cold);
+    }
+    assert_ne!(registry.credits_of(hot), 0);
+    assert_eq!(registry.credits_of(cold), 0);
+    for object in [hot, cold] {
+        thread.dec(object);
+    }
+    thread.flush();
+    assert_eq!(freed.count(), 2);
+}
+
+#[test]
+fn a_buffer_with_all_that_belongs_to_it_fits_in_32_kib() {
+    assert!(Shape { slots: Shape::MOST_SLOTS, ..Shape::DEFAULT }.bytes() <= 32 * 1024, "R5");
+}
