@@ -62,6 +62,8 @@ extern "C" {
 #define REFBUF_CREDITS 0xFFFFFFu   /* mask of the credits in a word */
 #define REFBUF_CREDIT_LIMIT 0x800000u /* a slot this full is settled in part */
 #define REFBUF_REFUND 0x1000001u   /* one credit and one refund */
+#define REFBUF_MIX 0x9E3779B97F4A7C15u /* 2^64 over the golden ratio */
+#define REFBUF_HASH_SHIFT 50           /* leaves as many bits as a table has bytes */
 
 typedef struct RefBuf_Slot {
     uintptr_t object; /* address; means nothing while there are no credits */
@@ -70,12 +72,14 @@ typedef struct RefBuf_Slot {
 
 /* The head of a thread's buffer: what the inline path reads. `busy` is written
  * by the owning thread only; `attention` by whoever has revoked the buffer, and
- * by the owner when it has parked a release; the rest never changes. */
+ * by the owner when it has parked a release; `skip` by the owner; the rest never
+ * changes. */
 typedef struct RefBuf_Buffer {
     uint32_t busy;
     uint32_t attention;
     uintptr_t byte_mask; /* (number of slots - 1) * sizeof(RefBuf_Slot) */
     RefBuf_Slot *slots;
+    uint32_t skip; /* operations that leave the table alone, because it does not pay */
 } RefBuf_Buffer;
 
 /* Sums over all buffers, past and present. Exact when no thread is counting. */
@@ -260,14 +264,19 @@ static inline void RefBuf_GetStats(RefBuf_Stats *stats)
 
 #if REFBUF_INLINE
 
-/* The slot that `op` maps to. Addresses are multiples of 16, as slots are, so
- * the hash is a byte offset at once. */
+#define REFBUF_LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define REFBUF_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#define REFBUF_ALWAYS_INLINE __attribute__((always_inline)) static inline
+
+/* The slot that `op` maps to: a multiplicative hash, as a byte offset. */
 static inline RefBuf_Slot *refbuf_slot(const RefBuf_Buffer *buffer, uintptr_t op)
 {
-    return (RefBuf_Slot *)((char *)buffer->slots + ((op ^ (op >> 10)) & buffer->byte_mask));
+    uintptr_t hash = (uintptr_t)(((uint64_t)op * REFBUF_MIX) >> REFBUF_HASH_SHIFT);
+    return (RefBuf_Slot *)((char *)buffer->slots + (hash & buffer->byte_mask));
 }
 
-/* This thread's buffer, or NULL. One load, behind the thread pointer. */
+/* This thread's buffer: one load, behind the thread pointer. A thread that has
+ * none yet gets one that nothing hits. */
 static inline RefBuf_Buffer *refbuf_buffer(uintptr_t thread_pointer)
 {
     return *(RefBuf_Buffer **)(thread_pointer + (uintptr_t)refbuf_imported.tls_offset);
@@ -290,14 +299,18 @@ static inline void refbuf_leave(RefBuf_Buffer *buffer)
     __atomic_store_n(&buffer->busy, 0u, __ATOMIC_RELEASE);
 }
 
+/* Only the owner changes which object a slot is for, so that much needs no gate:
+ * a miss leaves it alone. */
 static inline int refbuf_spend(RefBuf_Buffer *buffer, PyObject *op)
 {
+    RefBuf_Slot *slot = refbuf_slot(buffer, (uintptr_t)op);
+    if (REFBUF_UNLIKELY(__atomic_load_n(&slot->object, __ATOMIC_RELAXED) != (uintptr_t)op)) {
+        return 0;
+    }
     int hit = 0;
-    if (__builtin_expect(refbuf_enter(buffer), 1)) {
-        RefBuf_Slot *slot = refbuf_slot(buffer, (uintptr_t)op);
+    if (REFBUF_LIKELY(refbuf_enter(buffer))) {
         uint64_t word = __atomic_load_n(&slot->word, __ATOMIC_RELAXED);
-        if (__builtin_expect(__atomic_load_n(&slot->object, __ATOMIC_RELAXED) == (uintptr_t)op
-                             && (word & REFBUF_CREDITS) != 0, 1)) {
+        if (REFBUF_LIKELY((word & REFBUF_CREDITS) != 0)) {
             __atomic_store_n(&slot->word, word - 1, __ATOMIC_RELAXED);
             hit = 1;
         }
@@ -308,12 +321,14 @@ static inline int refbuf_spend(RefBuf_Buffer *buffer, PyObject *op)
 
 static inline int refbuf_refund(RefBuf_Buffer *buffer, PyObject *op)
 {
+    RefBuf_Slot *slot = refbuf_slot(buffer, (uintptr_t)op);
+    if (REFBUF_UNLIKELY(__atomic_load_n(&slot->object, __ATOMIC_RELAXED) != (uintptr_t)op)) {
+        return 0;
+    }
     int hit = 0;
-    if (__builtin_expect(refbuf_enter(buffer), 1)) {
-        RefBuf_Slot *slot = refbuf_slot(buffer, (uintptr_t)op);
+    if (REFBUF_LIKELY(refbuf_enter(buffer))) {
         uint64_t word = __atomic_load_n(&slot->word, __ATOMIC_RELAXED);
-        if (__builtin_expect(__atomic_load_n(&slot->object, __ATOMIC_RELAXED) == (uintptr_t)op
-                             && (uint32_t)(word & REFBUF_CREDITS) - 1 < REFBUF_CREDIT_LIMIT - 1, 1)) {
+        if (REFBUF_LIKELY((uint32_t)(word & REFBUF_CREDITS) - 1 < REFBUF_CREDIT_LIMIT - 1)) {
             __atomic_store_n(&slot->word, word + REFBUF_REFUND, __ATOMIC_RELAXED);
             hit = 1;
         }
@@ -322,51 +337,98 @@ static inline int refbuf_refund(RefBuf_Buffer *buffer, PyObject *op)
     return hit;
 }
 
-/* CPython's own path comes first: immortal objects and those that this thread
- * owns never reach the buffer. */
-static inline void refbuf_incref(PyObject *op)
+/* Where the working set is far larger than the table, the owner stands aside
+ * for a while: CPython's own path, without a look at the table. */
+static inline int refbuf_skips(RefBuf_Buffer *buffer)
+{
+    uint32_t skip = __atomic_load_n(&buffer->skip, __ATOMIC_RELAXED);
+    if (REFBUF_LIKELY(skip == 0)) {
+        return 0;
+    }
+    __atomic_store_n(&buffer->skip, skip - 1, __ATOMIC_RELAXED);
+    return 1;
+}
+
+/* The table's turn. */
+static inline void refbuf_incref_buffered(PyObject *op, RefBuf_Buffer *buffer)
+{
+    if (REFBUF_UNLIKELY(!refbuf_spend(buffer, op))) {
+        refbuf_imported.api->IncRefMissed(op);
+    }
+}
+
+static inline void refbuf_decref_buffered(PyObject *op, RefBuf_Buffer *buffer)
+{
+    if (REFBUF_UNLIKELY(!refbuf_refund(buffer, op))) {
+        refbuf_imported.api->DecRefMissed(op);
+    }
+}
+
+/* An object that is neither immortal nor this thread's. Inline as far as it does
+ * without the table: a working set of any size must not notice us. */
+REFBUF_ALWAYS_INLINE void refbuf_incref_foreign(PyObject *op, uintptr_t thread)
+{
+    if (REFBUF_UNLIKELY(refbuf_imported.tls_offset == 0)) {
+        RefBuf_IncRef(op);
+        return;
+    }
+    RefBuf_Buffer *buffer = refbuf_buffer(thread);
+    if (refbuf_skips(buffer)) {
+        __atomic_fetch_add(&op->ob_ref_shared, (Py_ssize_t)1 << _Py_REF_SHARED_SHIFT, __ATOMIC_RELAXED);
+    }
+    else {
+        refbuf_incref_buffered(op, buffer);
+    }
+}
+
+REFBUF_ALWAYS_INLINE void refbuf_decref_foreign(PyObject *op, uintptr_t thread)
+{
+    if (REFBUF_UNLIKELY(refbuf_imported.tls_offset == 0)) {
+        RefBuf_DecRef(op);
+        return;
+    }
+    RefBuf_Buffer *buffer = refbuf_buffer(thread);
+    if (refbuf_skips(buffer)) {
+        _Py_DecRefShared(op);
+    }
+    else {
+        refbuf_decref_buffered(op, buffer);
+    }
+}
+
+/* CPython's own path comes first, and always inline: immortal objects and those
+ * that this thread owns never reach the buffer. */
+REFBUF_ALWAYS_INLINE void refbuf_incref(PyObject *op)
 {
     uint32_t local = __atomic_load_n(&op->ob_ref_local, __ATOMIC_RELAXED) + 1;
     if (local == 0) {
         return;
     }
     uintptr_t thread = _Py_ThreadId();
-    if (__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread) {
+    if (REFBUF_LIKELY(__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread)) {
         __atomic_store_n(&op->ob_ref_local, local, __ATOMIC_RELAXED);
-        return;
     }
-    if (__builtin_expect(refbuf_imported.tls_offset == 0, 0)) {
-        RefBuf_IncRef(op);
-        return;
-    }
-    RefBuf_Buffer *buffer = refbuf_buffer(thread);
-    if (__builtin_expect(buffer == NULL, 0) || __builtin_expect(!refbuf_spend(buffer, op), 0)) {
-        refbuf_imported.api->IncRefMissed(op);
+    else {
+        refbuf_incref_foreign(op, thread);
     }
 }
 
-static inline void refbuf_decref(PyObject *op)
+REFBUF_ALWAYS_INLINE void refbuf_decref(PyObject *op)
 {
     uint32_t local = __atomic_load_n(&op->ob_ref_local, __ATOMIC_RELAXED);
     if (local == UINT32_MAX) {
         return;
     }
     uintptr_t thread = _Py_ThreadId();
-    if (__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread) {
+    if (REFBUF_LIKELY(__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread)) {
         local--;
         __atomic_store_n(&op->ob_ref_local, local, __ATOMIC_RELAXED);
         if (local == 0) {
             _Py_MergeZeroLocalRefcount(op);
         }
-        return;
     }
-    if (__builtin_expect(refbuf_imported.tls_offset == 0, 0)) {
-        RefBuf_DecRef(op);
-        return;
-    }
-    RefBuf_Buffer *buffer = refbuf_buffer(thread);
-    if (__builtin_expect(buffer == NULL, 0) || __builtin_expect(!refbuf_refund(buffer, op), 0)) {
-        refbuf_imported.api->DecRefMissed(op);
+    else {
+        refbuf_decref_foreign(op, thread);
     }
 }
 

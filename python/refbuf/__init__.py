@@ -1,2 +1,80 @@
-"""refbuf"""
-from ._refbuf import _C_API, __version__, flush, flush_all, refcount
+"""Buffered reference counts for free-threaded CPython.
+
+Every thread keeps a small table of *credits*, references that it has already
+counted on an object, and spends and takes back credits without an atomic
+operation. Extensions count through it by `refbuf.h` (see `get_include`).
+
+On builds of CPython with a GIL everything here works too and takes CPython's
+own path: nothing is buffered, and `stats()` is all zeros.
+"""
+
+import os.path
+
+from ._stats import Stats
+
+try:
+    from ._refbuf import _C_API as _C_API  # other extensions import refbuf._C_API
+    from ._refbuf import __version__, flush, flush_all, refcount
+    from ._refbuf import configure as _configure
+    from ._refbuf import stats as _stats_of_native
+except (ImportError, SystemError) as error:  # the latter from a build for another interpreter
+    from ._missing import explain
+
+    raise explain(error) from None
+
+from . import workloads
+
+__all__ = [
+    "Stats",
+    "__version__",
+    "configure",
+    "flush",
+    "flush_all",
+    "get_include",
+    "refcount",
+    "stats",
+    "workloads",
+]
+
+
+def stats() -> Stats:
+    """The sums over the buffers of all threads; `Stats` explains each."""
+    return Stats(**_stats_of_native())
+
+
+def configure(
+    *,
+    slots: int | None = None,
+    heartbeat_ms: float | None = None,
+    first_batch: int | None = None,
+    largest_batch: int | None = None,
+) -> None:
+    """Changes what is given and leaves the rest; an error changes nothing.
+
+    slots: slots of each thread's buffer, a power of two (16 bytes each).
+    heartbeat_ms: milliseconds between two beats; an object whose last
+        reference is gone is finalized within two. May be changed at any time.
+    first_batch: credits that a thread first counts on an object, a power of two.
+    largest_batch: what a batch is doubled up to, a power of two.
+
+    Raises ValueError for a value that makes no sense, and RuntimeError where
+    slots or a batch comes too late: once a thread has a buffer.
+    """
+    whole = {"slots": slots, "first_batch": first_batch, "largest_batch": largest_batch}
+    try:
+        _configure(heartbeat_ms=heartbeat_ms, **whole)
+    except OverflowError:
+        # Negative, or beyond any machine word: nonsense like other nonsense.
+        given = ", ".join(f"{name}={value}" for name, value in whole.items() if value is not None)
+        raise ValueError(f"a value is out of all range: {given}") from None
+
+
+def get_include() -> str:
+    """The absolute path of the directory that holds `refbuf.h`."""
+    package = os.path.dirname(os.path.abspath(__file__))
+    # In the package when installed from a wheel; at the top of a source tree.
+    for place in ("include", os.path.join("..", "..", "include")):
+        directory = os.path.normpath(os.path.join(package, place))
+        if os.path.isfile(os.path.join(directory, "refbuf.h")):
+            return directory
+    raise FileNotFoundError(f"refbuf.h is not in {os.path.join(package, 'include')}: reinstall refbuf")

@@ -25,6 +25,12 @@
 //! takes the interpreter's own path, so that two hot objects with one slot, or a
 //! working set far larger than the table, cost what they cost without refbuf.
 //!
+//! **Standing aside.** Where hardly anything hits, even looking costs: it keeps
+//! the processor from running ahead to the next object. So after each
+//! [`WINDOW`] misses the owner compares: with fewer than one hit for
+//! [`MISSES_PER_HIT`] misses, it skips the table for a while (`head.skip`
+//! operations, longer each time in a row), then looks again.
+//!
 //! **How many.** An acquire takes 2^k credits, k small at first and one more
 //! each time the slot runs dry (rule: no atomic on a line that others use,
 //! oftener than needed), bounded.
@@ -40,16 +46,17 @@
 //! |---|---|
 //! | `head.gate` | see [`super::gate`] |
 //! | `head.byte_mask`, `head.slots` | never changed |
-//! | `slots`, `parked` | whoever has the gate: the owner inside, or a revoker; read by anyone for statistics |
-//! | `ranks` | the owner inside |
-//! | `counters` | the owner |
+//! | `head.skip` | the owner; read by anyone for statistics |
+//! | `slots[].object` | the owner inside; read by the owner outside, too |
+//! | `slots[].word`, `parked` | whoever has the gate: the owner inside, or a revoker; outside, a hint |
+//! | `ranks`, `counters`, `window` | the owner |
 //! | `ages` | whoever holds the registry's lock |
 
 use crossbeam_utils::CachePadded;
 
 use super::counted::{Address, Counted};
 use super::gate::Gate;
-use super::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, PlainU32};
+use super::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering, PlainU32, PlainU64};
 use super::totals::{Counters, Totals};
 
 /// Low bits of a slot's word that hold its credits.
@@ -61,9 +68,17 @@ pub const CREDIT_LIMIT: u64 = 1 << (CREDIT_BITS - 1);
 /// What a refund adds to a word: a credit, and one refund seen.
 pub const REFUND: u64 = (1 << CREDIT_BITS) | 1;
 
-/// Challenges in a row that win a slot: more than the two of one pair, so that
-/// an object touched once does not evict.
-const WINS: u32 = 3;
+/// Challenges in a row that win a slot: more than those of three pairs, so that
+/// an object that is merely wanted now and then does not evict a wanted one.
+const WINS: u32 = 7;
+
+/// Misses between two thoughts on whether the table pays. A power of two.
+const WINDOW: u64 = 1024;
+/// With fewer hits than one for so many misses, it does not. Hits that only make
+/// up for the credits that came in do not count.
+const MISSES_PER_HIT: u64 = 8;
+/// Operations that skip the table, the first time and at the most.
+const SKIP: (u32, u32) = (1 << 16, 1 << 18);
 
 /// Looks that must find a slot unchanged before it is cold.
 const COLD_AFTER: u32 = 2;
@@ -88,6 +103,7 @@ pub struct Head {
     gate: Gate,
     byte_mask: usize,
     slots: *const Slot,
+    skip: PlainU32,
 }
 
 /// How buffers are made.
@@ -169,9 +185,15 @@ impl Rank {
     }
 }
 
+/// How far down a product's upper bits go to be an offset into the table.
+pub const HASH_SHIFT: u32 = 50;
+
+/// 2^64 over the golden ratio: Knuth's multiplicative hash.
+pub const MIX: u64 = 0x9E37_79B9_7F4A_7C15;
+
 /// Mixes all bits of a slot into the upper ones.
 fn digest(object: Address, word: u64) -> u64 {
-    (word ^ (object as u64).rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    (word ^ (object as u64).rotate_left(32)).wrapping_mul(MIX)
 }
 
 /// One thread's buffer. The head comes first: C code has a pointer to it.
@@ -185,7 +207,15 @@ pub struct Buffer {
     parked: Box<[Parked]>,
     parked_len: AtomicUsize,
     counters: Counters,
+    window: Window,
     shape: Shape,
+}
+
+/// What the owner remembers of its last thought on whether the table pays.
+#[derive(Debug, Default)]
+struct Window {
+    gain: PlainU64,
+    skip: PlainU32,
 }
 
 // SAFETY: `head.slots` points into `slots`, which the buffer owns; everything
@@ -201,7 +231,7 @@ impl Buffer {
         let slots: Box<[Slot]> =
             (0..shape.slots).map(|_| Slot { object: AtomicUsize::new(0), word: AtomicU64::new(0) }).collect();
         let zeros = || (0..shape.slots).map(|_| PlainU32::new(0)).collect();
-        let head = Head { gate: Gate::new(), byte_mask: (shape.slots - 1) << SLOT_SHIFT, slots: slots.as_ptr() };
+        let head = Head { gate: Gate::new(), byte_mask: (shape.slots - 1) << SLOT_SHIFT, slots: slots.as_ptr(), skip: PlainU32::new(0) };
         Box::new(Buffer {
             head: CachePadded::new(head),
             slots,
@@ -212,6 +242,7 @@ impl Buffer {
                 .collect(),
             parked_len: AtomicUsize::new(0),
             counters: Counters::default(),
+            window: Window::default(),
             shape,
         })
     }
@@ -231,7 +262,7 @@ impl Buffer {
     /// why it is this one.
     #[inline(always)]
     fn index(&self, object: Address) -> usize {
-        ((object ^ (object >> 10)) & self.head.byte_mask) >> SLOT_SHIFT
+        (((object as u64).wrapping_mul(MIX) >> HASH_SHIFT) as usize & self.head.byte_mask) >> SLOT_SHIFT
     }
 
     #[inline(always)]
@@ -242,13 +273,26 @@ impl Buffer {
 
     // -- the owner's operations ----------------------------------------------
 
+    /// Whether this operation stands aside: the caller takes the interpreter's
+    /// own path. By the owner.
+    #[inline(always)]
+    pub fn skips(&self) -> bool {
+        let skip = self.head.skip.load(Ordering::Relaxed);
+        if skip == 0 {
+            return false;
+        }
+        self.head.skip.store(skip - 1, Ordering::Relaxed);
+        true
+    }
+
     /// Increment, where a credit is at hand. By the owner.
     #[inline(always)]
     pub fn spend(&self, object: Address) -> bool {
-        if !self.gate().enter() {
+        let slot = self.slot(object);
+        if slot.object() != object || !self.gate().enter() {
             return false;
         }
-        let hit = self.slot(object).spend(object);
+        let hit = slot.spend(object);
         self.gate().leave();
         hit
     }
@@ -256,16 +300,33 @@ impl Buffer {
     /// Decrement, where the object has credits here. By the owner.
     #[inline(always)]
     pub fn refund(&self, object: Address) -> bool {
-        if !self.gate().enter() {
+        let slot = self.slot(object);
+        if slot.object() != object || !self.gate().enter() {
             return false;
         }
-        let hit = self.slot(object).refund(object);
+        let hit = slot.refund(object);
         self.gate().leave();
         hit
     }
 
-    /// Increment that the fast path could not serve. Counts the reference in
-    /// any case. `admit` says whether credits may be acquired now.
+    /// First half of a miss: whether the slot has another resident, and
+    /// `object` has not earned its place. Then the caller takes the
+    /// interpreter's own path; the miss is counted. By the owner, outside: what
+    /// it reads of the slot is a hint.
+    #[inline]
+    pub fn denies(&self, object: Address) -> bool {
+        let index = self.index(object);
+        let slot = &self.slots[index];
+        let word = slot.word();
+        if word & CREDITS == 0 || slot.object() == object || self.challenge(index, object, word) {
+            return false;
+        }
+        self.count_miss();
+        true
+    }
+
+    /// Second half of a miss, for an increment. Counts the reference in any
+    /// case. `admit` says whether credits may be acquired now.
     ///
     /// # Safety
     ///
@@ -281,7 +342,6 @@ impl Buffer {
         }
         if outcome == Outcome::Passed {
             self.count_miss();
-            self.counters.atomics.add(1);
             // SAFETY: the caller's promises.
             unsafe { O::add(object, 1) };
         }
@@ -310,8 +370,8 @@ impl Buffer {
         Outcome::Installed
     }
 
-    /// Decrement that the fast path could not serve. Where it says `Passed`, the
-    /// caller still has the reference, and must release it.
+    /// Second half of a miss, for a decrement. Where it says `Passed`, the caller
+    /// still has the reference, and must release it.
     ///
     /// # Safety
     ///
@@ -328,7 +388,6 @@ impl Buffer {
         }
         if outcome == Outcome::Passed {
             self.count_miss();
-            self.counters.atomics.add(1);
         }
         outcome
     }
@@ -361,28 +420,25 @@ impl Buffer {
         Outcome::Installed
     }
 
-    /// Makes `object` the resident of its slot, without credits, and says
-    /// log2 of how many it should acquire; or leaves all as it is.
+    /// Makes `object`, which has earned it, the resident of its slot, without
+    /// credits, and says log2 of how many it should acquire; or leaves all as it
+    /// is.
     ///
     /// # Safety
     ///
     /// By the owner, inside, attached.
     unsafe fn make_room<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Option<u32> {
-        let index = self.index(object);
-        let slot = &self.slots[index];
-        let mut rank = Rank::unpack(self.ranks[index].load(Ordering::Relaxed));
-        let resident = slot.object();
-        let occupied = slot.credits() != 0;
-        if occupied && !self.challenge(index, object, rank) {
-            return None;
-        }
         if !admit() {
             return None;
         }
+        let index = self.index(object);
+        let slot = &self.slots[index];
+        let resident = slot.object();
         // SAFETY: the slot's credits are ours to give back.
-        if occupied && !unsafe { self.evict::<O>(slot) } {
+        if slot.credits() != 0 && !unsafe { self.evict::<O>(slot) } {
             return None;
         }
+        let mut rank = Rank::unpack(self.ranks[index].load(Ordering::Relaxed));
         rank.batch = if resident == object {
             (rank.batch + 1).clamp(self.shape.first_batch, self.shape.largest_batch)
         } else {
@@ -395,10 +451,11 @@ impl Buffer {
     }
 
     /// Counts a miss of `object` against the resident; true if it wins.
-    fn challenge(&self, index: usize, object: Address, mut rank: Rank) -> bool {
-        let slot = &self.slots[index];
+    #[inline]
+    fn challenge(&self, index: usize, object: Address, word: u64) -> bool {
+        let mut rank = Rank::unpack(self.ranks[index].load(Ordering::Relaxed));
         let tag = (object >> SLOT_SHIFT) as u16 ^ (object >> 20) as u16;
-        let seen = (digest(slot.object(), slot.word()) >> 56) as u8;
+        let seen = (word.wrapping_mul(MIX) >> 56) as u8;
         let again = rank.challenger == tag && rank.seen == seen;
         rank.wins = if again { (rank.wins + 1).min(WINS) } else { 1 };
         rank.challenger = tag;
@@ -473,9 +530,34 @@ impl Buffer {
         object
     }
 
-    /// Counts an operation that took the interpreter's own path. By the owner.
+    /// Counts an operation that takes the interpreter's own path, which is one
+    /// atomic operation. By the owner.
+    #[inline]
     fn count_miss(&self) {
         self.counters.misses.add(1);
+        if self.counters.misses.get() % WINDOW == 0 {
+            self.consider_skipping();
+        }
+    }
+
+    /// Whether the table has paid since the last thought; if not, stands aside.
+    #[cold]
+    #[inline(never)]
+    fn consider_skipping(&self) {
+        let totals = self.totals();
+        // Credits that come in cost one atomic operation, and one to go back:
+        // what they save, a pair without a table would have cost.
+        let gain = totals.hits().wrapping_sub(2 * (totals.acquires + totals.take_ins));
+        let since = gain.wrapping_sub(self.window.gain.swap(gain, Ordering::Relaxed)) as i64;
+        if since >= (WINDOW / MISSES_PER_HIT) as i64 {
+            self.window.skip.store(0, Ordering::Relaxed);
+            return;
+        }
+        let longer = self.window.skip.load(Ordering::Relaxed).saturating_mul(2).clamp(SKIP.0, SKIP.1);
+        self.window.skip.store(longer, Ordering::Relaxed);
+        self.head.skip.store(longer, Ordering::Relaxed);
+        // Counted now; what is not yet done is taken off whenever they are read.
+        self.counters.misses.add(u64::from(longer));
     }
 
     // -- for whoever has the table to itself ----------------------------------
@@ -573,7 +655,9 @@ impl Buffer {
 
     /// Sums so far. Exact while the owner is not counting.
     pub fn totals(&self) -> Totals {
-        let mut totals = self.counters.sums(super::totals::Counter::get);
+        let mut totals = self.counters.sums();
+        totals.misses -= u64::from(self.head.skip.load(Ordering::Relaxed));
+        totals.atomics += totals.misses;
         for slot in &self.slots {
             let word = slot.word();
             totals.credits += word & CREDITS;
@@ -585,10 +669,14 @@ impl Buffer {
     /// Makes an orphan ready for its next owner; returns its sums. Without a
     /// running owner, drained.
     pub fn recycle(&self) -> Totals {
-        let mut totals = self.counters.sums(super::totals::Counter::reset);
+        let totals = self.totals();
+        debug_assert_eq!(totals.credits, 0);
+        self.counters.reset();
+        self.head.skip.store(0, Ordering::Relaxed);
+        self.window.gain.store(0, Ordering::Relaxed);
+        self.window.skip.store(0, Ordering::Relaxed);
         for slot in &self.slots {
-            debug_assert_eq!(slot.credits(), 0);
-            totals.refunds += slot.clear();
+            slot.clear();
             slot.object.store(0, Ordering::Relaxed);
         }
         for rank in &self.ranks {
@@ -686,6 +774,8 @@ pub struct Layout {
     pub byte_mask: usize,
     /// In a buffer.
     pub slots: usize,
+    /// In a buffer.
+    pub skip: usize,
 }
 
 /// The layout that the core has.
@@ -697,4 +787,5 @@ pub const LAYOUT: Layout = Layout {
     attention: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, gate) + super::gate::ATTENTION_OFFSET,
     byte_mask: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, byte_mask),
     slots: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, slots),
+    skip: std::mem::offset_of!(Buffer, head) + std::mem::offset_of!(Head, skip),
 };

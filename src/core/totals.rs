@@ -92,11 +92,9 @@ impl Counter {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// The sum so far; starts again at zero. By the one writer only.
-    pub fn reset(&self) -> u64 {
-        let sum = self.get();
+    /// Starts again at zero. By the one writer only.
+    pub fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
-        sum
     }
 }
 
@@ -109,6 +107,7 @@ pub struct Counters {
     pub(super) evictions: Counter,
     pub(super) settles: Counter,
     pub(super) parked: Counter,
+    /// Other than those of misses, which are one each.
     pub(super) atomics: Counter,
     pub(super) refunds: Counter,
     pub(super) credits_in: Counter,
@@ -116,20 +115,42 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The sums so far, by `read`.
-    pub(super) fn sums(&self, read: impl Fn(&Counter) -> u64) -> Totals {
+    fn all(&self) -> [&Counter; 10] {
+        [
+            &self.misses,
+            &self.acquires,
+            &self.take_ins,
+            &self.evictions,
+            &self.settles,
+            &self.parked,
+            &self.atomics,
+            &self.refunds,
+            &self.credits_in,
+            &self.credits_out,
+        ]
+    }
+
+    /// The sums so far.
+    pub(super) fn sums(&self) -> Totals {
+        let [misses, acquires, take_ins, evictions, settles, parked, atomics, refunds, credits_in, credits_out] =
+            self.all().map(Counter::get);
         Totals {
-            misses: read(&self.misses),
-            acquires: read(&self.acquires),
-            take_ins: read(&self.take_ins),
-            evictions: read(&self.evictions),
-            settles: read(&self.settles),
-            parked: read(&self.parked),
-            atomics: read(&self.atomics),
-            refunds: read(&self.refunds),
-            credits_in: read(&self.credits_in),
-            credits_out: read(&self.credits_out),
+            misses,
+            acquires,
+            take_ins,
+            evictions,
+            settles,
+            parked,
+            atomics,
+            refunds,
+            credits_in,
+            credits_out,
             credits: 0,
         }
+    }
+
+    /// Starts again at zero.
+    pub(super) fn reset(&self) {
+        self.all().into_iter().for_each(Counter::reset);
     }
 }

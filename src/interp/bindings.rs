@@ -21,9 +21,14 @@ mod same {
         assert!(buffer::LAYOUT.attention == offset_of!(super::RefBuf_Buffer, attention));
         assert!(buffer::LAYOUT.byte_mask == offset_of!(super::RefBuf_Buffer, byte_mask));
         assert!(buffer::LAYOUT.slots == offset_of!(super::RefBuf_Buffer, slots));
+        assert!(buffer::LAYOUT.skip == offset_of!(super::RefBuf_Buffer, skip));
         assert!(buffer::CREDIT_BITS == super::REFBUF_CREDIT_BITS);
         assert!(buffer::CREDITS == super::REFBUF_CREDITS as u64);
         assert!(buffer::CREDIT_LIMIT == super::REFBUF_CREDIT_LIMIT as u64);
+        assert!(buffer::MIX == super::REFBUF_MIX as u64);
+        assert!(buffer::HASH_SHIFT == super::REFBUF_HASH_SHIFT);
+        // The largest table's offsets are that long.
+        assert!(crate::core::Shape::MOST_SLOTS * size_of::<Slot>() <= 1 << (64 - super::REFBUF_HASH_SHIFT));
         assert!(buffer::REFUND == super::REFBUF_REFUND as u64);
         // The header goes to its slow twin on any bit of `attention`.
         assert!(gate::REVOKED != 0 && gate::PARKED != 0);

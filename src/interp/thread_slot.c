@@ -14,11 +14,15 @@
 
 #if REFBUF_BUFFERED
 
-static __thread RefBuf_Buffer *refbuf_thread_slot
+/* The buffer of a thread that has none: its only slot is for no object, so that
+ * everything misses, and nothing is ever written here. */
+static RefBuf_Slot no_slot = {1, 0};
+RefBuf_Buffer refbuf_no_buffer = {0, 0, 0, &no_slot, 0};
+
 #  if defined(__ELF__)
-    __attribute__((tls_model("initial-exec")))
+__attribute__((tls_model("initial-exec")))
 #  endif
-    ;
+static __thread RefBuf_Buffer *refbuf_thread_slot = &refbuf_no_buffer;
 
 RefBuf_Buffer **refbuf_thread_slot_address(void);
 RefBuf_Buffer **refbuf_thread_slot_address(void)

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
-
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -35,13 +35,13 @@ struct Start {
 #[derive(Default)]
 struct StartState {
     ready: usize,
-    /// Go, or do not.
-    decision: Option<bool>,
+    /// Go, since then; or do not.
+    decision: Option<Option<Instant>>,
 }
 
 impl Start {
     /// A worker is set up, or has failed: waits for the decision.
-    fn ready(&self) -> bool {
+    fn ready(&self) -> Option<Instant> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.ready += 1;
         self.changed.notify_all();
@@ -60,7 +60,7 @@ impl Start {
         }
     }
 
-    fn decide(&self, go: bool) {
+    fn decide(&self, go: Option<Instant>) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).decision = Some(go);
         self.changed.notify_all();
     }
@@ -117,7 +117,7 @@ fn start_and_join(run: &Arc<Run>) -> PyResult<Vec<Share>> {
         }
     }
     run.start.await_ready(workers.len());
-    run.start.decide(refused.is_none());
+    run.start.decide(refused.is_none().then(Instant::now));
     if let (Length::Time(time), None) = (run.plan.length, &refused) {
         thread::sleep(time);
         run.stop.store(true, Ordering::Relaxed);
@@ -152,10 +152,9 @@ fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<J
             }
             let go = py.detach(|| run.start.ready());
             let worker = worker?;
-            if go {
-                Ok(worker.run(py, &run.stop))
-            } else {
-                Err(PyRuntimeError::new_err("not started"))
+            match go {
+                Some(started) => Ok(worker.run(py, started, &run.stop)),
+                None => Err(PyRuntimeError::new_err("not started")),
             }
         })
     })
@@ -164,12 +163,12 @@ fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<J
 fn sum_up(py: Python<'_>, plan: &Plan, shares: &mut [Share]) -> PyResult<Report> {
     let pairs: u64 = shares.iter().map(|share| share.pairs).sum();
     let nanoseconds: f64 = shares.iter().map(|share| share.elapsed.as_nanos() as f64).sum();
-    let rate = |share: &Share| share.pairs as f64 / share.elapsed.as_secs_f64().max(1e-9);
+    let longest = shares.iter().map(|share| share.elapsed.as_secs_f64()).fold(1e-9, f64::max);
     let stock_atomics = if interp::BUFFERED { plan.workload.stock_atomics_per_pair() } else { 0 };
     Ok(Report {
         pairs,
         ns_per_pair: nanoseconds / pairs.max(1) as f64,
-        pairs_per_second: shares.iter().map(rate).sum(),
+        pairs_per_second: pairs as f64 / longest,
         atomics_per_1000_pairs: stock_atomics as f64 * 1000.0,
         kept: gather(py, shares)?.unbind(),
     })

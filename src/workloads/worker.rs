@@ -45,6 +45,7 @@ pub(super) struct Channels {
 /// What a thread did.
 pub(super) struct Share {
     pub(super) pairs: u64,
+    /// From when all were sent off, so that waiting for the GIL counts.
     pub(super) elapsed: Duration,
     pub(super) kept: Vec<Py<PyAny>>,
 }
@@ -124,13 +125,12 @@ impl Worker {
     }
 
     /// Works until the length is reached or `stop` is set.
-    pub(super) fn run(mut self, py: Python<'_>, stop: &AtomicBool) -> Share {
+    pub(super) fn run(mut self, py: Python<'_>, started: Instant, stop: &AtomicBool) -> Share {
         let wanted = match self.length {
             Length::Pairs(pairs) => pairs,
             Length::Time(_) => u64::MAX,
         };
         let (mut pairs, mut chunks) = (0, 0u64);
-        let started = Instant::now();
         while pairs < wanted && !stop.load(Ordering::Relaxed) {
             pairs += match self.workload {
                 Workload::Handoff => self.hand_over(py, wanted - pairs),

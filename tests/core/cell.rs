@@ -98,25 +98,37 @@ impl<'a> Thread<'a> {
 
     /// Increment.
     pub fn inc(&self, object: Address) {
-        IN_INCREMENT.set(true);
+        IN_INCREMENT.with(|inside| inside.set(true));
         // SAFETY: this thread's buffer.
         let buffer = unsafe { self.handle.as_ref() };
-        if !buffer.spend(object) {
+        let skips = buffer.skips();
+        if skips || !buffer.spend(object) {
             let admit = || !self.registry.is_closed();
-            // SAFETY: this thread's buffer; the caller has a reference.
-            let _: Outcome = unsafe { buffer.increment_missed::<Cell>(object, admit) };
+            if skips || buffer.denies(object) {
+                // SAFETY: the caller has a reference.
+                unsafe { Cell::add(object, 1) };
+            } else {
+                // SAFETY: this thread's buffer; the caller has a reference.
+                let _: Outcome = unsafe { buffer.increment_missed::<Cell>(object, admit) };
+            }
         }
-        IN_INCREMENT.set(false);
+        IN_INCREMENT.with(|inside| inside.set(false));
     }
 
     /// Decrement, which is a safe point.
     pub fn dec(&self, object: Address) {
         // SAFETY: this thread's buffer.
         let buffer = unsafe { self.handle.as_ref() };
-        if !buffer.refund(object) {
+        let skips = buffer.skips();
+        if skips || !buffer.refund(object) {
             let admit = || !self.registry.is_closed();
-            // SAFETY: this thread's buffer; the reference is the caller's.
-            if unsafe { buffer.decrement_missed::<Cell>(object, admit) } == Outcome::Passed {
+            let outcome = if skips || buffer.denies(object) {
+                Outcome::Passed
+            } else {
+                // SAFETY: this thread's buffer; the reference is the caller's.
+                unsafe { buffer.decrement_missed::<Cell>(object, admit) }
+            };
+            if outcome == Outcome::Passed {
                 // SAFETY: the reference is still ours.
                 unsafe { Cell::release(object) };
             }

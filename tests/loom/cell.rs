@@ -127,15 +127,21 @@ impl Thread {
 
     /// Increment.
     pub fn inc(&self, cell: &Cell) {
+        let object = cell.address();
         IN_INCREMENT.with(|inside| inside.set(true));
         // SAFETY: this thread's buffer.
         let buffer = unsafe { self.handle.as_ref() };
-        if !buffer.spend(cell.address()) {
+        let skips = buffer.skips();
+        if skips || !buffer.spend(object) {
             let admit = || !self.registry.is_closed();
-            // SAFETY: this thread's buffer; models keep cells alive.
-            let outcome = unsafe { buffer.increment_missed::<Cell>(cell.address(), admit) };
-            if outcome == Outcome::Installed {
-                let _ = self.registry.must_wake();
+            if skips || buffer.denies(object) {
+                // SAFETY: the caller has a reference.
+                unsafe { Cell::add(object, 1) };
+            } else {
+                // SAFETY: this thread's buffer; the caller has a reference.
+                if unsafe { buffer.increment_missed::<Cell>(object, admit) } == Outcome::Installed {
+                    let _ = self.registry.must_wake();
+                }
             }
         }
         IN_INCREMENT.with(|inside| inside.set(false));
@@ -143,18 +149,21 @@ impl Thread {
 
     /// Decrement, which is a safe point.
     pub fn dec(&self, cell: &Cell) {
+        let object = cell.address();
         // SAFETY: this thread's buffer.
         let buffer = unsafe { self.handle.as_ref() };
-        if !buffer.refund(cell.address()) {
+        let skips = buffer.skips();
+        if skips || !buffer.refund(object) {
             let admit = || !self.registry.is_closed();
-            // SAFETY: this thread's buffer; the reference is the model's.
-            match unsafe { buffer.decrement_missed::<Cell>(cell.address(), admit) } {
+            let outcome = if skips || buffer.denies(object) {
+                Outcome::Passed
+            } else {
+                // SAFETY: this thread's buffer; the reference is the caller's.
+                unsafe { buffer.decrement_missed::<Cell>(object, admit) }
+            };
+            if outcome == Outcome::Passed {
                 // SAFETY: the reference is still ours.
-                Outcome::Passed => unsafe { Cell::release(cell.address()) },
-                Outcome::Installed => {
-                    let _ = self.registry.must_wake();
-                }
-                Outcome::Hit => {}
+                unsafe { Cell::release(object) };
             }
         }
         if buffer.gate().is_parked() {

@@ -151,6 +151,19 @@ unsafe impl Counted for PyCell {
     }
 }
 
+/// What CPython's macro does for an object of another thread.
+///
+/// # Safety
+///
+/// As for `Counted::release`; `op` is neither immortal nor owned by this thread.
+#[inline]
+pub(super) unsafe fn release_foreign(op: *mut PyObject) {
+    let guard = HangOnUnwind;
+    // SAFETY: the caller's promises are those of _Py_DecRefShared.
+    unsafe { _Py_DecRefShared(op) };
+    std::mem::forget(guard);
+}
+
 /// Both counts together, as `Py_REFCNT` has them.
 ///
 /// # Safety
@@ -165,6 +178,8 @@ unsafe fn total(op: *mut PyObject) -> isize {
 extern "C-unwind" {
     /// pyo3 declares it as unable to unwind; see `HangOnUnwind`.
     fn Py_DecRef(op: *mut PyObject);
+    /// Include/object.h.
+    fn _Py_DecRefShared(op: *mut PyObject);
 }
 
 /// While the interpreter shuts down, 3.13 ends a daemon thread that tries to

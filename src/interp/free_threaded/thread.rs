@@ -19,7 +19,7 @@ use pyo3::ffi::{self, PyInterpreterState, PyObject};
 use pyo3::prelude::*;
 
 use super::hooks::{Settler, HEARTBEAT};
-use super::object::{is_immortal, is_owned, local, PyCell};
+use super::object::{is_immortal, is_owned, local, release_foreign, PyCell};
 use crate::core::registry::Handle;
 use crate::core::{Buffer, Counted, Outcome, Registry, Shape};
 
@@ -36,8 +36,17 @@ extern "C" {
     /// The calling thread's slot; src/interp/thread_slot.c.
     #[allow(improper_ctypes)] // C only ever sees its head.
     fn refbuf_thread_slot_address() -> *mut *mut Buffer;
+    /// What the slot points to in a thread without a buffer. Never written to.
+    #[allow(improper_ctypes)]
+    static mut refbuf_no_buffer: Buffer;
     #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
     fn refbuf_thread_id() -> usize;
+}
+
+/// What the slot points to in a thread without a buffer.
+#[inline(always)]
+fn no_buffer() -> *mut Buffer {
+    &raw mut refbuf_no_buffer
 }
 
 /// What belongs to a thread besides its buffer.
@@ -60,10 +69,9 @@ struct ThreadEnd;
 
 impl Drop for ThreadEnd {
     fn drop(&mut self) {
-        // SAFETY: the slot is this thread's, and its word a buffer that this
-        // thread registered, or null.
-        let handle = Handle::from_ptr(unsafe { slot().replace(ptr::null_mut()) });
-        if let Some(handle) = handle {
+        if let Some(handle) = current() {
+            // SAFETY: the slot is this thread's own.
+            unsafe { slot().write(no_buffer()) };
             REGISTRY.retire(handle);
             if REGISTRY.must_wake() {
                 HEARTBEAT.wake();
@@ -131,7 +139,12 @@ fn slot() -> *mut *mut Buffer {
 #[inline(always)]
 pub(super) fn current() -> Option<Handle> {
     // SAFETY: the slot is this thread's own.
-    Handle::from_ptr(unsafe { slot().read() })
+    let buffer = unsafe { slot().read() };
+    if ptr::eq(buffer, no_buffer()) {
+        None
+    } else {
+        Handle::from_ptr(buffer)
+    }
 }
 
 /// This thread's buffer, made if need be; none where the thread or the process
@@ -212,7 +225,11 @@ pub(crate) unsafe fn inc_ref(op: *mut PyObject) {
             return;
         }
         if let Some(handle) = current() {
-            if handle.as_ref().spend(op as usize) {
+            let buffer = handle.as_ref();
+            if buffer.skips() {
+                return PyCell::add(op as usize, 1);
+            }
+            if buffer.spend(op as usize) {
                 return;
             }
         }
@@ -235,6 +252,9 @@ pub(crate) unsafe fn dec_ref(op: *mut PyObject) {
         }
         if let Some(handle) = current() {
             let buffer = handle.as_ref();
+            if buffer.skips() {
+                return release_foreign(op);
+            }
             if buffer.refund(op as usize) {
                 if buffer.gate().is_parked() {
                     release_parked(handle);
@@ -251,8 +271,24 @@ pub(crate) unsafe fn dec_ref(op: *mut PyObject) {
 /// # Safety
 ///
 /// As for `Py_INCREF`; `op` is neither immortal nor owned by this thread.
-#[cold]
 pub(crate) unsafe fn inc_ref_missed(op: *mut PyObject) {
+    if let Some(handle) = current() {
+        // SAFETY: the buffer is this thread's.
+        if unsafe { handle.as_ref() }.denies(op as usize) {
+            // SAFETY: the caller's promises.
+            return unsafe { PyCell::add(op as usize, 1) };
+        }
+    }
+    // SAFETY: the caller's promises.
+    unsafe { inc_ref_slow(op) }
+}
+
+/// # Safety
+///
+/// As for `inc_ref_missed`.
+#[cold]
+#[inline(never)]
+unsafe fn inc_ref_slow(op: *mut PyObject) {
     let Some(handle) = current_or_new() else {
         // SAFETY: the caller's promises.
         return unsafe { PyCell::add(op as usize, 1) };
@@ -270,11 +306,28 @@ pub(crate) unsafe fn inc_ref_missed(op: *mut PyObject) {
 /// # Safety
 ///
 /// As for `Py_DECREF`; `op` is neither immortal nor owned by this thread.
-#[cold]
 pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
+    if let Some(handle) = current() {
+        // SAFETY: the buffer is this thread's.
+        let buffer = unsafe { handle.as_ref() };
+        if !buffer.gate().is_parked() && buffer.denies(op as usize) {
+            // SAFETY: the caller's promises.
+            return unsafe { release_foreign(op) };
+        }
+    }
+    // SAFETY: the caller's promises.
+    unsafe { dec_ref_slow(op) }
+}
+
+/// # Safety
+///
+/// As for `dec_ref_missed`.
+#[cold]
+#[inline(never)]
+unsafe fn dec_ref_slow(op: *mut PyObject) {
     let Some(handle) = current_or_new() else {
         // SAFETY: the caller's promises.
-        return unsafe { PyCell::release(op as usize) };
+        return unsafe { release_foreign(op) };
     };
     HEARTBEAT.start(&REGISTRY, Settler);
     // SAFETY: the caller's promises; the buffer is this thread's.
@@ -286,7 +339,7 @@ pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
             }
         }
         // SAFETY: the reference is still the caller's, who gives it up.
-        Outcome::Passed => unsafe { PyCell::release(op as usize) },
+        Outcome::Passed => unsafe { release_foreign(op) },
     }
     // SAFETY: the buffer is this thread's still: finalizers do not end it.
     if unsafe { handle.as_ref() }.gate().is_parked() {

@@ -1,0 +1,111 @@
+"""The picture: throughput over threads, one small panel for each workload."""
+
+import io
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .measure import Row
+
+# Colours that most people with a colour deficiency can tell apart (Okabe, Ito),
+# and markers for those who cannot, or print in grey.
+_STYLES: dict[str, dict[str, Any]] = {
+    "stock": {"color": "#5b5b5b", "marker": "s"},
+    "refbuf": {"color": "#0072b2", "marker": "o"},
+    "refbuf-call": {"color": "#e69f00", "marker": "^"},
+}
+_IDEAL: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 0.9, "linestyle": (0, (4, 3))}
+_CAPTIONS = {
+    "shared": "one object",
+    "literals": "32 constants, nested calls",
+    "zipf": "4,096 objects, few often",
+    "wide": "1,000,000 objects",
+    "private": "each thread's own objects",
+    "handoff": "dropped by another thread",
+    "container": "walks a list and a dict",
+    "random": "10,000 objects, held a while",
+}
+_COLUMNS = 4
+# With more threads than this, both scales are logarithmic: the ideal is a
+# straight line there too, and slow variants stay visible.
+_LINEAR_THREADS = 8
+
+
+def draw(rows: list[Row], meta: dict[str, Any], suffix: str) -> bytes:
+    """A file's content: png, svg or pdf by `suffix`."""
+    workloads = list(dict.fromkeys(row.workload for row in rows))
+    columns = min(_COLUMNS, len(workloads))
+    lines = -(-len(workloads) // columns)
+    # Wide enough for the title above a single panel.
+    width, height = max(3.0 * columns + 0.6, 7.4), 2.6 * lines + 1.5
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes, workload in zip(panels, workloads, strict=False):
+        _panel(axes, workload, [row for row in rows if row.workload == workload])
+    for axes in panels[len(workloads) :]:
+        axes.set_visible(False)
+    _frame(figure, rows, meta, height)
+    content = io.BytesIO()
+    figure.savefig(content, format=suffix)
+    return content.getvalue()
+
+
+def _panel(axes: Axes, workload: str, rows: list[Row]) -> None:
+    threads = sorted({row.threads for row in rows})
+    # The best that threads could do: the fastest of one, times their number.
+    alone = max(row.pairs_per_second for row in rows if row.threads == 1) / 1e6
+    axes.plot(threads, [alone * count for count in threads], zorder=1, **_IDEAL)
+    for variant in dict.fromkeys(row.variant for row in rows):
+        points = [(row.threads, row.pairs_per_second / 1e6) for row in rows if row.variant == variant]
+        axes.plot(*zip(*points, strict=True), linewidth=1.8, markersize=5, zorder=2, **_STYLES[variant])
+    axes.set_title(workload, fontsize=10.5, fontweight="bold", loc="left")
+    axes.set_title(_CAPTIONS[workload], fontsize=8, color="#666666", loc="right")
+    if threads[-1] > _LINEAR_THREADS:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+    else:
+        axes.set_xlim(threads[0] - 0.1 * threads[-1], threads[-1] * 1.1)
+        axes.set_ylim(bottom=0)
+    axes.set_xticks(threads, [str(count) for count in threads], minor=False)
+    axes.minorticks_off()
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, color="#bbbbbb")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+
+
+def _frame(figure: Figure, rows: list[Row], meta: dict[str, Any], height: float) -> None:
+    """Title, legend and the names of the axes, at distances in inches."""
+
+    def from_top(inches: float) -> float:
+        return 1 - inches / height
+
+    figure.text(
+        0.012, from_top(0.12), "Throughput of reference counting over threads", fontsize=13, fontweight="bold", va="top"
+    )
+    cpus = f"{meta['cpus']} CPU" + ("s" if meta["cpus"] != 1 else "")
+    about = f"{meta['python_name']}, {meta['cpu']}, {cpus}"
+    runs = f"refbuf {meta['version']}, medians of {meta['rounds']} rounds, {meta['seconds']:g} s a run"
+    figure.text(0.012, from_top(0.41), f"{about}\n{runs}", fontsize=8.5, color="#555555", va="top", linespacing=1.4)
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    handles = [Line2D([], [], linewidth=1.8, markersize=5, label=name, **_STYLES[name]) for name in variants]
+    handles.append(Line2D([], [], label="ideal: the fastest single thread × threads", **_IDEAL))
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.004, from_top(0.76)),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        columnspacing=1.6,
+        handlelength=2.2,
+    )
+    figure.supxlabel("threads", fontsize=9.5, y=0.1 / height)
+    top = from_top(1.02)
+    figure.supylabel("million pairs/s, all threads", fontsize=9.5, x=0.012, y=top / 2 + 0.1 / height)
+    figure.tight_layout(rect=(0.005, 0, 1, top), w_pad=1.4, h_pad=1.4)

@@ -1,0 +1,226 @@
+"""`python -m refbuf bench`: what shared objects cost, with refbuf and without."""
+
+import argparse
+import errno
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from .. import workloads
+from .._bench import machine
+from .._bench.measure import STOCK, Matrix, NothingDone, Results, measure
+from . import CommandError, Parser
+
+DESCRIPTION = """Measures what it costs to count references to Python objects that threads share:
+CPython's own way (stock), through the inline path of refbuf.h (refbuf), and
+through refbuf's exported functions (refbuf-call), in turn in one run. Prints a
+table: nanoseconds that a thread takes for a pair (one increment and one
+decrement), scaling (throughput of all threads over that of one), throughput
+over stock's, and atomic operations on objects' counts."""
+
+EPILOG = """One thread, and stock, are always measured, to compare with. The garbage
+collector stays enabled, and is run before the objects of each workload are
+made. Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
+
+DEFAULT_ROUNDS, QUICK_ROUNDS = 5, 3
+# Seconds for all runs, from which follows how long each may take.
+DEFAULT_BUDGET, QUICK_BUDGET = 115.0, 20.0
+LONGEST_RUN, LONGEST_QUICK_RUN = 1.0, 0.25
+# No quick round starts that would end after so many seconds: what is slower
+# than planned gets fewer rounds.
+QUICK_LIMIT = 25.0
+MOST_THREADS = 4096
+MOST_ROUNDS = 1000
+MOST_SECONDS = 3600.0
+PICTURES = ("png", "svg", "pdf")
+INSTALL = 'pip install "refbuf[bench]"'
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measures and reports; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    chosen_workloads = _names("workload", options.workloads, workloads.WORKLOADS)
+    chosen_variants = _names("variant", options.variants, workloads.VARIANTS)
+    chosen_threads = _threads(options.threads)
+    # All that can fail does so before minutes of measuring.
+    suffix = _picture_kind(options.plot)
+    for path in (options.json, options.plot):
+        _check_writable(path)
+    _check_installed(options.plot)
+
+    added = []
+    if STOCK not in chosen_variants:
+        added.append(STOCK)
+    if 1 not in chosen_threads:
+        added.append("1 thread")
+    quick = options.quick
+    matrix = Matrix(
+        workloads=chosen_workloads,
+        threads=tuple(sorted({1, *chosen_threads})),
+        variants=tuple(name for name in workloads.VARIANTS if name in {STOCK, *chosen_variants}),
+        rounds=options.rounds or (QUICK_ROUNDS if quick else DEFAULT_ROUNDS),
+    )
+    seconds = options.seconds or (
+        matrix.run_seconds(QUICK_BUDGET, LONGEST_QUICK_RUN)
+        if quick
+        else matrix.run_seconds(DEFAULT_BUDGET, LONGEST_RUN)
+    )
+    meta = machine.describe() | {
+        "python_name": machine.python_name(),
+        "command": shlex.join(["python", "-m", "refbuf", "bench", *arguments]),
+        "quick": quick,
+        "seconds": seconds,
+        "garbage_collector": "enabled; run before the objects of each workload are made",
+    }
+    results = _measure(matrix, seconds, QUICK_LIMIT if quick else None)
+    meta |= {"rounds": results.rounds, "cpu_share": round(results.cpu_share, 3)}
+    _report(results, matrix, meta, added)
+    _write_files(results, meta, options.json, options.plot, suffix)
+    return 0
+
+
+def _measure(matrix: Matrix, seconds: float, time_limit: float | None) -> Results:
+    from .._bench.report import progress
+
+    try:
+        with progress(matrix) as on_run:
+            return measure(matrix, seconds, machine.cpus(), on_run, time_limit)
+    except (NothingDone, RuntimeError, MemoryError) as error:
+        # RuntimeError: the system gives fewer threads than asked for.
+        raise CommandError(f"bench: {error or 'out of memory'}") from None
+
+
+def _report(results: Results, matrix: Matrix, meta: dict[str, Any], added: list[str]) -> None:
+    from rich.console import Console
+
+    from .._bench import report
+
+    console = Console(highlight=False)
+    meta["notes"] = report.notes(meta, matrix, results, added)
+    report.introduce(console, meta)
+    console.print(report.table(results.rows))
+
+
+def _write_files(results: Results, meta: dict[str, Any], json: str | None, plot: str | None, suffix: str) -> None:
+    """Each file is complete before it is opened."""
+    from .._bench.report import as_json
+
+    if json:
+        _write(json, as_json(results, meta).encode())
+    if plot:
+        # Imported now: an extension module that enables the GIL would spoil the runs.
+        try:
+            from .._bench.plot import draw
+        except ImportError as error:
+            raise CommandError(f"bench: matplotlib cannot be imported ({error}): {INSTALL}") from None
+        _write(plot, draw(results.rows, meta, suffix))
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise CommandError(f"bench: cannot write {path!r}: {error.strerror}") from None
+    print(f"Written: {path}")
+
+
+def _parser() -> Parser:
+    parser = Parser("bench", DESCRIPTION, EPILOG)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer and shorter rounds, within 30 seconds")
+    add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")
+    add("--workloads", metavar="A,B", help=f"which of {', '.join(workloads.WORKLOADS)} (default: all)")
+    add("--variants", metavar="A,B", help=f"which of {', '.join(workloads.VARIANTS)} (default: all)")
+    add(
+        "--rounds",
+        metavar="N",
+        type=_rounds,
+        help=f"rounds to take medians of (default: {DEFAULT_ROUNDS}, quick: {QUICK_ROUNDS})",
+    )
+    add(
+        "--seconds",
+        metavar="S",
+        type=_seconds,
+        help="seconds of each single run (default: so that all take about two minutes)",
+    )
+    add("--json", metavar="FILE", help="write the results and all about the machine")
+    add("--plot", metavar="FILE.png", help="write a picture of throughput over threads (png, svg or pdf)")
+    return parser
+
+
+def _number(kind: Callable[[str], float], text: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _rounds(text: str) -> int:
+    rounds = int(_number(int, text))
+    if not 1 <= rounds <= MOST_ROUNDS:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_ROUNDS}, not {rounds}")
+    return rounds
+
+
+def _seconds(text: str) -> float:
+    seconds = _number(float, text)
+    if not 0 < seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most {MOST_SECONDS:g}, not {text}")
+    return seconds
+
+
+def _names(what: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in a list with commas, in the order of `known`."""
+    if text is None:
+        return known
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise CommandError(f"bench: unknown {what} {name!r}: there are {', '.join(known)}")
+    return tuple(name for name in known if name in names)
+
+
+def _threads(text: str | None) -> list[int]:
+    if text is None:
+        most = machine.cpus()
+        return [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MOST_THREADS for part in parts):
+        raise CommandError(
+            f"bench: --threads takes whole numbers from 1 to {MOST_THREADS} with commas between, not {text!r}"
+        )
+    return [int(part) for part in parts]
+
+
+def _picture_kind(path: str | None) -> str:
+    suffix = os.path.splitext(path or f".{PICTURES[0]}")[1].lstrip(".").lower()
+    if path is not None and suffix not in PICTURES:
+        raise CommandError(f"bench: --plot writes png, svg or pdf: {path!r} ends in none of them")
+    return suffix
+
+
+def _check_writable(path: str | None) -> None:
+    """Opens the file and leaves it as it was, or not there: the benchmark may be interrupted."""
+    if path is None:
+        return
+    there = os.path.lexists(path)
+    try:
+        if os.path.isfile(path) or not there:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+            if not there:
+                os.unlink(path)
+        elif os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise CommandError(f"bench: cannot write {path!r}: {error.strerror}") from None
+
+
+def _check_installed(plot: str | None) -> None:
+    # Found, not imported: see _write_files.
+    needed = ["rich", "matplotlib"] if plot else ["rich"]
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise CommandError(f"bench: {' and '.join(missing)} must be installed first: {INSTALL}")

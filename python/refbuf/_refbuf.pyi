@@ -1,0 +1,65 @@
+"""The native module. What it offers to users is documented in `refbuf`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict, final
+
+__version__: str
+WORKLOADS: list[str]
+VARIANTS: list[str]
+_C_API: object  # a capsule, for extensions
+
+class _BuildInfo(TypedDict):
+    buffered: bool
+    barrier: str
+    inline: bool
+    heartbeat_ms: float
+
+def flush() -> None: ...
+def flush_all() -> None: ...
+def refcount(object: object) -> int: ...
+def stats() -> dict[str, int]: ...
+def configure(
+    *,
+    slots: int | None = None,
+    heartbeat_ms: float | None = None,
+    first_batch: int | None = None,
+    largest_batch: int | None = None,
+) -> None: ...
+def build_info() -> _BuildInfo: ...
+
+@final
+class Run:
+    """What a run of a workload came to.
+
+    pairs: increments with their decrements, of all threads together.
+    ns_per_pair: nanoseconds that a thread took for a pair.
+    pairs_per_second: of all threads together.
+    atomics_per_1000_pairs: atomic operations on objects' counts; for the
+        variant stock, what CPython's own path is known to do.
+    kept: the references that the workload random still held (keep=True).
+    """
+
+    @property
+    def pairs(self) -> int: ...
+    @property
+    def ns_per_pair(self) -> float: ...
+    @property
+    def pairs_per_second(self) -> float: ...
+    @property
+    def atomics_per_1000_pairs(self) -> float: ...
+    @property
+    def kept(self) -> list[Any]: ...
+
+def run_workload(
+    workload: str,
+    variant: str,
+    objects: Iterable[object],
+    *,
+    mapping: dict[Any, Any] | None,
+    threads: int,
+    pairs: int | None,
+    seconds: float | None,
+    seed: int,
+    keep: bool,
+    factory: Callable[[], object],
+) -> Run: ...
