@@ -13,7 +13,7 @@ zipf       counts a few of many objects often (skew 1.0)              4,096
 wide       counts any of very many, each as likely             1,000,000
 private    counts objects of its own                              16 each
 handoff    makes references that the next thread drops                   64
-container  walks a shared list, then a shared dict                    1,000
+container  walks a shared list, then a shared dict                      256
 random     takes and drops, and holds up to 4,096 meanwhile          10,000
 ========== ====================================================== =========
 
@@ -27,8 +27,9 @@ from collections.abc import Callable, Iterable
 from ._refbuf import VARIANTS as _VARIANTS
 from ._refbuf import WORKLOADS as _WORKLOADS
 from ._refbuf import Run, run_workload
+from ._refbuf import touch as _touch
 
-__all__ = ["VARIANTS", "WORKLOADS", "Run", "make_objects", "run"]
+__all__ = ["VARIANTS", "WORKLOADS", "Run", "make_objects", "run", "touch"]
 
 WORKLOADS: tuple[str, ...] = tuple(_WORKLOADS)
 VARIANTS: tuple[str, ...] = tuple(_VARIANTS)
@@ -40,7 +41,7 @@ _COUNTS: dict[str, int] = {
     "wide": 1_000_000,
     "private": 16,
     "handoff": 64,
-    "container": 1_000,
+    "container": 256,
     "random": 10_000,
 }
 
@@ -131,6 +132,15 @@ def run(
         keep=keep,
         factory=factory,
     )
+
+
+def touch(object: object, pairs: int = 1, variant: str = "refbuf") -> None:
+    """Counts one object in the calling thread: so many increments, each with its decrement.
+
+    Afterwards the thread's buffer may hold credits on the object, if another
+    thread owns it. Raises ValueError for an unknown variant.
+    """
+    _touch(object, variant, _whole("pairs", pairs, 0, _LARGEST_UINT64))
 
 
 def _whole(name: str, value: int, least: int, most: int) -> int:

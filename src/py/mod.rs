@@ -7,6 +7,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::interp::config::{Config, ConfigError};
 use crate::workloads::driver;
 use crate::workloads::plan::{Arguments, Plan, Variant, Workload};
+use crate::workloads::worker;
 use crate::{capi, interp};
 
 impl From<ConfigError> for PyErr {
@@ -139,6 +140,13 @@ fn run_workload(
     })
 }
 
+/// Counts one object in the calling thread.
+#[pyfunction]
+fn touch(py: Python<'_>, object: Bound<'_, PyAny>, variant: &str, pairs: u64) -> PyResult<()> {
+    worker::touch(py, &object, Variant::named(variant)?, pairs);
+    Ok(())
+}
+
 /// The module.
 #[pymodule(gil_used = false)]
 fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -155,5 +163,6 @@ fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(configure, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(run_workload, module)?)?;
+    module.add_function(wrap_pyfunction!(touch, module)?)?;
     Ok(())
 }

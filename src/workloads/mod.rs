@@ -14,4 +14,4 @@
 
 pub(crate) mod driver;
 pub(crate) mod plan;
-mod worker;
+pub(crate) mod worker;

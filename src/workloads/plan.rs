@@ -62,6 +62,11 @@ impl Variant {
     pub(crate) const ALL: [(&'static str, Variant); 3] =
         [("stock", Variant::Stock), ("refbuf", Variant::Inline), ("refbuf-call", Variant::Call)];
 
+    /// By its name.
+    pub(crate) fn named(name: &str) -> PyResult<Variant> {
+        named("variant", name, &Variant::ALL)
+    }
+
     fn kernels(self) -> &'static RefBuf_Kernels {
         // SAFETY: constant tables.
         unsafe {
@@ -99,7 +104,7 @@ fn named<T: Copy>(what: &str, name: &str, all: &[(&'static str, T)]) -> PyResult
     let found = all.iter().find(|(candidate, _)| *candidate == name);
     found.map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<_> = all.iter().map(|(candidate, _)| *candidate).collect();
-        PyValueError::new_err(format!("unknown {what} {name:?}: there are {}", names.join(", ")))
+        PyValueError::new_err(format!("unknown {what} '{name}': there are {}", names.join(", ")))
     })
 }
 
@@ -145,7 +150,7 @@ impl Plan {
     /// Checks everything; nothing has been started if this fails.
     pub(crate) fn new(py: Python<'_>, arguments: Arguments<'_>) -> PyResult<Plan> {
         let workload = named("workload", arguments.workload, &Workload::ALL)?;
-        let variant = named("variant", arguments.variant, &Variant::ALL)?;
+        let variant = Variant::named(arguments.variant)?;
         if !(1..=MOST_THREADS).contains(&arguments.threads) {
             let threads = arguments.threads;
             return Err(PyValueError::new_err(format!("threads must be from 1 to {MOST_THREADS}, not {threads}")));

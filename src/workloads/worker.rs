@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 
-use super::plan::{Length, Plan, Workload};
+use super::plan::{Length, Plan, Variant, Workload};
 use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Task};
 
 /// Pairs between two looks at the clock or the stop flag.
@@ -96,20 +96,12 @@ impl Worker {
             workload: plan.workload,
             length: plan.length,
             task: RefBuf_Task {
-                objects: ptr::null_mut(),
-                count: objects.len(),
-                order: ptr::null(),
                 order_length: ORDER,
                 cursor: random.random_range(0..objects.len()),
                 random: random.random::<u64>() | 1,
                 list: plan.list.as_ptr().cast(),
                 dict: plan.dict.as_ptr().cast(),
-                list_at: 0,
-                dict_at: 0,
-                held: ptr::null_mut(),
-                held_count: 0,
-                held_room: held.len(),
-                sink: 0,
+                ..empty_task()
             },
             objects,
             order,
@@ -119,6 +111,8 @@ impl Worker {
             _owned: owned,
         };
         worker.task.objects = worker.objects.as_mut_ptr().cast();
+        worker.task.count = worker.objects.len();
+        worker.task.held_room = worker.held.len();
         worker.task.order = worker.order.as_ptr();
         worker.task.held = worker.held.as_mut_ptr().cast();
         Ok(worker)
@@ -217,6 +211,34 @@ impl Worker {
         unsafe { (self.drop_kernel)(&mut self.task, u64::MAX) };
         Vec::new()
     }
+}
+
+/// A task on nothing.
+fn empty_task() -> RefBuf_Task {
+    RefBuf_Task {
+        objects: ptr::null_mut(),
+        count: 0,
+        order: ptr::null(),
+        order_length: 1,
+        cursor: 0,
+        random: 1,
+        list: ptr::null_mut(),
+        dict: ptr::null_mut(),
+        list_at: 0,
+        dict_at: 0,
+        held: ptr::null_mut(),
+        held_count: 0,
+        held_room: 0,
+        sink: 0,
+    }
+}
+
+/// Counts one object in the calling thread, whoever owns it.
+pub(crate) fn touch(_py: Python<'_>, object: &Bound<'_, PyAny>, variant: Variant, pairs: u64) {
+    let mut objects = [object.as_ptr()];
+    let mut task = RefBuf_Task { objects: objects.as_mut_ptr().cast(), count: 1, ..empty_task() };
+    // SAFETY: attached, and the caller holds the object.
+    unsafe { known(variant.kernel(Workload::Shared))(&mut task, pairs) };
 }
 
 fn known(kernel: RefBuf_Kernel) -> unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64 {

@@ -133,6 +133,16 @@ def table(rows: list[Row]) -> Table:
     return made
 
 
+def reclaim(delays: dict[str, float]) -> str:
+    """A line on how promptly objects are finalized."""
+    heartbeat = delays["heartbeat_ms"]
+    return (
+        f"From an object's last reference to its finalizer, while {_count(int(delays['threads']), 'thread')} with "
+        f"credits on it sleep: median {delays['median_ms']:.1f} ms, 99th percentile {delays['p99_ms']:.1f} ms "
+        f"({delays['p99_ms'] / heartbeat:.2f} heartbeats of {heartbeat:g} ms), {delays['samples']:.0f} objects."
+    )
+
+
 def _coloured(row: Row) -> str:
     text = f"{row.to_stock:.2f}"
     if row.to_stock >= _BETTER:

@@ -18,7 +18,8 @@ CPython's own way (stock), through the inline path of refbuf.h (refbuf), and
 through refbuf's exported functions (refbuf-call), in turn in one run. Prints a
 table: nanoseconds that a thread takes for a pair (one increment and one
 decrement), scaling (throughput of all threads over that of one), throughput
-over stock's, and atomic operations on objects' counts."""
+over stock's, and atomic operations on objects' counts. Then how long after its
+last reference an object is finalized while threads with credits on it sleep."""
 
 EPILOG = """One thread, and stock, are always measured, to compare with. The garbage
 collector stays enabled, and is run before the objects of each workload are
@@ -31,6 +32,8 @@ LONGEST_RUN, LONGEST_QUICK_RUN = 1.0, 0.25
 # No quick round starts that would end after so many seconds: what is slower
 # than planned gets fewer rounds.
 QUICK_LIMIT = 25.0
+# Objects whose way from last reference to finalizer is timed, at 25 ms each.
+DEFAULT_SAMPLES, QUICK_SAMPLES = 200, 40
 MOST_THREADS = 4096
 MOST_ROUNDS = 1000
 MOST_SECONDS = 3600.0
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     results = _measure(matrix, seconds, QUICK_LIMIT if quick else None)
     meta |= {"rounds": results.rounds, "cpu_share": round(results.cpu_share, 3)}
+    meta["reclaim"] = _reclaim(QUICK_SAMPLES if quick else DEFAULT_SAMPLES) if meta["buffered"] else None
     _report(results, matrix, meta, added)
     _write_files(results, meta, options.json, options.plot, suffix)
     return 0
@@ -92,6 +96,15 @@ def _measure(matrix: Matrix, seconds: float, time_limit: float | None) -> Result
         raise CommandError(f"bench: {error or 'out of memory'}") from None
 
 
+def _reclaim(samples: int) -> dict[str, float]:
+    from .._bench.reclaim import measure_reclaim
+
+    try:
+        return measure_reclaim(samples, machine.cpus())._asdict()
+    except TimeoutError as error:
+        raise CommandError(f"bench: {error}: please report this") from None
+
+
 def _report(results: Results, matrix: Matrix, meta: dict[str, Any], added: list[str]) -> None:
     from rich.console import Console
 
@@ -101,6 +114,8 @@ def _report(results: Results, matrix: Matrix, meta: dict[str, Any], added: list[
     meta["notes"] = report.notes(meta, matrix, results, added)
     report.introduce(console, meta)
     console.print(report.table(results.rows))
+    if meta["reclaim"]:
+        console.print(report.reclaim(meta["reclaim"]))
 
 
 def _write_files(results: Results, meta: dict[str, Any], json: str | None, plot: str | None, suffix: str) -> None:
