@@ -1,5 +1,7 @@
 //! The counting equation, R1 and R2.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use loom::sync::Arc;
 use loom::thread;
 use refbuf::core::{Registry, Scope, Shape};
@@ -91,6 +93,8 @@ fn an_object_dies_once_when_its_last_reference_races_the_settler() {
 
 #[test]
 fn an_increment_that_evicts_parks_the_last_reference_and_the_next_decrement_releases_it() {
+    // That the path is there at all: in some interleaving it must be taken.
+    static PARKED: AtomicBool = AtomicBool::new(false);
     bounded(|| {
         // One slot: both cells want it.
         let registry = Arc::new(Registry::<Cell>::new(Shape { slots: 1, first_batch: 0, ..TINY }));
@@ -116,8 +120,12 @@ fn an_increment_that_evicts_parks_the_last_reference_and_the_next_decrement_rele
         // The settler may come at any moment.
         flush_all(&registry);
         owner.join().unwrap();
+        if registry.summary().totals.parked > 0 {
+            PARKED.store(true, Ordering::Relaxed);
+        }
         flush_all(&registry);
         assert_eq!((resident.count(), resident.deaths()), (0, 1));
         assert_eq!((challenger.count(), challenger.deaths()), (1, 0));
     });
+    assert!(PARKED.load(Ordering::Relaxed), "no interleaving has parked anything");
 }
