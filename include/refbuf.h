@@ -29,6 +29,7 @@
 #include <Python.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -168,15 +169,22 @@ static inline int refbuf_import(void)
         }
         return -1;
     }
-    if (api->abi_version != REFBUF_ABI_VERSION || api->size < sizeof(RefBuf_API)) {
+    if (api->abi_version != REFBUF_ABI_VERSION) {
         PyErr_Format(PyExc_ImportError,
                      "this extension was compiled for ABI version %u of refbuf, and version %u is"
                      " installed: rebuild the extension or install the matching refbuf",
                      (unsigned)REFBUF_ABI_VERSION, (unsigned)api->abi_version);
         return -1;
     }
-    refbuf_imported.tls_offset = REFBUF_INLINE ? api->tls_offset : 0;
+    if (api->size < sizeof(RefBuf_API)) {
+        PyErr_SetString(PyExc_ImportError,
+                        "the installed refbuf is older than the refbuf.h that this extension was compiled"
+                        " with: upgrade refbuf");
+        return -1;
+    }
+    /* The table first: whoever sees the distance may need it. */
     refbuf_imported.api = api;
+    refbuf_imported.tls_offset = REFBUF_INLINE ? api->tls_offset : 0;
     return 0;
 }
 

@@ -14,26 +14,26 @@ use pyo3::prelude::*;
 use crate::interp;
 use crate::interp::bindings::{RefBuf_API, RefBuf_Import, RefBuf_Stats, REFBUF_ABI_VERSION};
 
-/// `Py_IncRef` through the buffer.
+/// `Py_IncRef` through the buffer. Like it, does nothing with NULL.
 ///
 /// # Safety
 ///
-/// As for `Py_INCREF`.
+/// As for `Py_XINCREF`.
 #[no_mangle]
 pub unsafe extern "C" fn RefBuf_IncRef(op: *mut PyObject) {
     // SAFETY: the caller's promises.
-    unsafe { interp::inc_ref(op) }
+    unsafe { RefBuf_XIncRef(op) }
 }
 
-/// `Py_DecRef` through the buffer.
+/// `Py_DecRef` through the buffer. Like it, does nothing with NULL.
 ///
 /// # Safety
 ///
-/// As for `Py_DECREF`.
+/// As for `Py_XDECREF`.
 #[no_mangle]
 pub unsafe extern "C" fn RefBuf_DecRef(op: *mut PyObject) {
     // SAFETY: the caller's promises.
-    unsafe { interp::dec_ref(op) }
+    unsafe { RefBuf_XDecRef(op) }
 }
 
 /// `Py_XINCREF` through the buffer.

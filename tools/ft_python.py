@@ -4,8 +4,8 @@
 The order, first hit wins:
 
 1. ``REFBUF_FT_PYTHON``, which must then be right;
-2. the newest of python3.15t, 3.14t, 3.13t on PATH, in pyenv or in our cache;
-3. ``uv python install``, where uv is installed and can reach its downloads;
+2. the newest of python3.14t, 3.13t on PATH, in pyenv or in our cache;
+3. uv's, where it is installed and has one or can download one;
 4. Debian's source package, built with ``--disable-gil`` into the cache.
 
 The path goes to standard output, everything else to standard error, so that
@@ -18,15 +18,20 @@ The cache is ``$REFBUF_CACHE``, else ``$XDG_CACHE_HOME/refbuf``, else
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-VERSIONS = ("3.15", "3.14", "3.13")
+#: Newest first. PyO3 0.28, which Cargo.toml pins, refuses 3.15: with the pin
+#: goes this end of the list, and preflight.py's NEWEST.
+VERSIONS = ("3.14", "3.13")
 
 #: (source package, suites to look in), newest first.
 SOURCE_PACKAGES = (("python3.14", ("forky", "sid")), ("python3.13", ("trixie",)))
@@ -34,11 +39,15 @@ SOURCE_PACKAGES = (("python3.14", ("forky", "sid")), ("python3.13", ("trixie",))
 #: Without these an interpreter cannot make a virtual environment and fill it.
 NEEDED_MODULES = ("ssl", "zlib", "ctypes", "ensurepip")
 
+#: Seconds for all of uv's downloads, and for each of apt's.
+UV_LIMIT = 300
+APT_LIMIT = 300
+
 BUILD_DEPENDENCIES = "gcc make dpkg-dev libssl-dev zlib1g-dev libffi-dev xz-utils"
 
 PROBE = (
     "import sys, sysconfig;"
-    "print(sysconfig.get_config_var('Py_GIL_DISABLED') or 0, sys.version_info[:2] >= (3, 13))"
+    "print(sysconfig.get_config_var('Py_GIL_DISABLED') or 0, '%d.%d' % sys.version_info[:2])"
 )
 
 
@@ -52,18 +61,23 @@ def say(message: str) -> None:
 
 def cache_dir() -> Path:
     if explicit := os.environ.get("REFBUF_CACHE"):
-        return Path(explicit)
+        return Path(explicit).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "refbuf"
 
 
-def is_free_threaded(python: str | Path) -> bool:
-    """Whether `python` runs, and is a build with the GIL disabled."""
+def free_threaded_version(python: str | Path) -> str | None:
+    """`3.14`, say, where `python` runs and has the GIL disabled; else None."""
     try:
         probe = subprocess.run([str(python), "-c", PROBE], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return probe.returncode == 0 and probe.stdout.split() == ["1", "True"]
+        return None
+    disabled, _, version = probe.stdout.strip().partition(" ")
+    return version if probe.returncode == 0 and disabled == "1" else None
+
+
+def is_usable(python: str | Path) -> bool:
+    return free_threaded_version(python) in VERSIONS
 
 
 # -- what is here already ----------------------------------------------------
@@ -75,9 +89,17 @@ def from_environment() -> Path | None:
         return None
     found = shutil.which(named)
     if found is None:
-        raise SystemExit(f"REFBUF_FT_PYTHON is {named!r}, which is not an executable: set it to a free-threaded python.")
-    if not is_free_threaded(found):
-        raise SystemExit(f"REFBUF_FT_PYTHON is {named!r}, which is not a free-threaded build of CPython 3.13 or later.")
+        raise SystemExit(
+            f"REFBUF_FT_PYTHON is {named!r}, which is not an executable: set it to a free-threaded python."
+        )
+    version = free_threaded_version(found)
+    if version is None:
+        raise SystemExit(f"REFBUF_FT_PYTHON is {named!r}, which is not a free-threaded CPython.")
+    if version not in VERSIONS:
+        raise SystemExit(
+            f"REFBUF_FT_PYTHON is {named!r}, a free-threaded {version}: "
+            f"refbuf builds for {' and '.join(VERSIONS)} so far."
+        )
     return Path(found)
 
 
@@ -90,7 +112,7 @@ def installed() -> Path | None:
         candidates += sorted(pyenv.glob(f"{version}*t/bin/{name}"), reverse=True)
         candidates += sorted(cache_dir().glob(f"python{version}.*/bin/{name}"), reverse=True)
         for candidate in candidates:
-            if candidate and is_free_threaded(candidate):
+            if candidate and is_usable(candidate):
                 return Path(candidate)
     return None
 
@@ -102,15 +124,27 @@ def from_uv() -> Path:
     uv = shutil.which("uv")
     if uv is None:
         raise Unavailable("uv is not installed")
-    for version in VERSIONS:
-        request = f"{version}t"
-        say(f"asking uv for {request}")
-        install = subprocess.run([uv, "python", "install", request], capture_output=True, text=True)
-        find = subprocess.run([uv, "python", "find", request], capture_output=True, text=True)
-        path = find.stdout.strip()
-        if install.returncode == 0 and path and is_free_threaded(path):
-            return Path(path)
+    deadline = time.monotonic() + UV_LIMIT
+    for install in (False, True):
+        for version in VERSIONS:
+            if install:
+                say(f"asking uv for {version}t")
+                output([uv, "python", "install", f"{version}t"], deadline)
+            path = output([uv, "python", "find", f"{version}t"], deadline)
+            if path and is_usable(path):
+                return Path(path)
     raise Unavailable("uv could not download one")
+
+
+def output(command: list[str], deadline: float) -> str:
+    """What `command` prints; empty if it fails or is not done by the deadline."""
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=max(1.0, deadline - time.monotonic())
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout.strip() if run.returncode == 0 else ""
 
 
 # -- Debian's source package -------------------------------------------------
@@ -152,6 +186,9 @@ def private_apt(root: Path) -> list[str]:
         "Dir::Etc::sourcelist": root / "sources.list",
         "Dir::Etc::sourceparts": "-",
         "APT::Sandbox::User": "root",
+        "Acquire::http::Timeout": 30,
+        "Acquire::https::Timeout": 30,
+        "Acquire::Retries": 1,
     }
     return [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
 
@@ -160,21 +197,30 @@ def fetch_source(work: Path) -> tuple[str, Path]:
     """Download the newest source package that can be had: (upstream version, .dsc)."""
     apt = private_apt(work / "apt")
     say("reading Debian's source index")
-    update = subprocess.run(["apt-get", *apt, "update"], capture_output=True, text=True)
-    if update.returncode != 0:
-        raise Unavailable("apt-get update failed: " + last_line(update.stderr))
+    # A suite that this mirror lacks fails the update, and is no reason to stop.
+    trouble = apt_get(apt, work, "update")
     for package, suites in SOURCE_PACKAGES:
         for suite in suites:
             say(f"fetching {package} from {suite}")
-            fetch = subprocess.run(
-                ["apt-get", *apt, "source", "--download-only", "-t", suite, f"{package}/{suite}"],
-                cwd=work, capture_output=True, text=True,
-            )
+            options = ("source", "--download-only", "-t", suite, f"{package}/{suite}")
+            failure = apt_get(apt, work, *options)
             found = sorted(work.glob(f"{package}_*.dsc"))
-            if fetch.returncode == 0 and found:
+            if not failure and found:
                 version = re.match(rf"{re.escape(package)}_([0-9.]+)", found[-1].name)
                 return version.group(1), found[-1]
-    raise Unavailable("Debian's source package could not be downloaded")
+            trouble = failure or trouble
+    raise Unavailable(f"Debian's source package could not be downloaded ({trouble})")
+
+
+def apt_get(options: list[str], work: Path, *command: str) -> str:
+    """Empty, or the last line of what apt-get complains of."""
+    try:
+        run = subprocess.run(
+            ["apt-get", *options, *command], cwd=work, capture_output=True, text=True, timeout=APT_LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return f"apt-get {command[0]} took more than {APT_LIMIT} s"
+    return "" if run.returncode == 0 else last_line(run.stderr)
 
 
 def from_debian_source() -> Path:
@@ -182,6 +228,25 @@ def from_debian_source() -> Path:
         if shutil.which(tool) is None:
             raise Unavailable(f"{tool} is not installed")
     cache = cache_dir()
+    with alone(cache):
+        # Another run may have built one while this one waited.
+        return installed() or fetch_and_build(cache)
+
+
+@contextlib.contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """One build at a time in this cache."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another run that builds one")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def fetch_and_build(cache: Path) -> Path:
     work = cache / "build-python"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -206,7 +271,12 @@ def build(version: str, dsc: Path, work: Path, prefix: Path) -> Path:
     say(f"building {version} (about 3 minutes on 2 cores)")
     # Debian's patches move site-packages, which breaks venv and pip in a private prefix.
     step("unpacking", ["dpkg-source", "--skip-patches", "-x", str(dsc), str(source)], work, log)
-    step("configuring", ["./configure", "--disable-gil", "--with-ensurepip=install", f"--prefix={prefix}"], source, log)
+    step(
+        "configuring",
+        ["./configure", "--disable-gil", "--with-ensurepip=install", f"--prefix={prefix}"],
+        source,
+        log,
+    )
     plan = subprocess.run(["make", "-n"], cwd=source, capture_output=True, text=True)
     total = sum(compiles(line) for line in plan.stdout.splitlines())
     step("compiling", ["make", jobs], source, log, total=total)
@@ -216,7 +286,7 @@ def build(version: str, dsc: Path, work: Path, prefix: Path) -> Path:
     os.rename(staging / prefix.relative_to("/"), prefix)
     python = prefix / "bin" / f"python{version.rpartition('.')[0]}t"
     missing = [name for name in NEEDED_MODULES if not imports(python, name)]
-    if missing or not is_free_threaded(python):
+    if missing or not is_usable(python):
         shutil.rmtree(prefix, ignore_errors=True)
         raise Unavailable(f"the interpreter built here lacks {', '.join(missing) or 'free threading'}")
     return python
@@ -236,7 +306,9 @@ def step(title: str, command: list[str], cwd: Path, log: Path, total: int = 0) -
     done, shown = 0, -1
     terminal = sys.stderr.isatty()
     with log.open("a") as sink:
-        child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        child = subprocess.Popen(
+            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for line in child.stdout:
             sink.write(line)
             done += compiles(line)
@@ -269,8 +341,9 @@ def main() -> int:
                 reasons.append(str(reason))
         else:
             print(
-                f"No free-threaded CPython could be found or made ({'; '.join(reasons)}): install python3.14t or "
-                f"python3.13t and set REFBUF_FT_PYTHON to it, or install {BUILD_DEPENDENCIES} and run this again.",
+                f"No free-threaded CPython could be found or made ({'; '.join(reasons)}): "
+                "install python3.14t or python3.13t and set REFBUF_FT_PYTHON to it, "
+                f"or install {BUILD_DEPENDENCIES} and run this again.",
                 file=sys.stderr,
             )
             return 1

@@ -134,6 +134,17 @@ impl State {
             beats: 0,
         }
     }
+
+    /// References that all buffers hold on `object`. Exact while owners are kept
+    /// out, as from `before_fork` on.
+    pub fn credits_of(&self, object: Address) -> u64 {
+        let buffers = self.live.iter().chain(&self.orphans);
+        // SAFETY: buffers on these lists live, and the lock is held: this is
+        // what it guards.
+        let credits: u64 = buffers.map(|handle| unsafe { handle.0.as_ref() }.credits_of(object)).sum();
+        let left = self.leftovers.iter().filter(|leftover| leftover.object == object);
+        credits + left.map(|leftover| u64::from(leftover.count)).sum::<u64>()
+    }
 }
 
 const ZERO: Totals = Totals {
@@ -295,23 +306,23 @@ impl<O: Counted> Registry<O> {
         self.releasing.load(Ordering::Relaxed)
     }
 
-    /// References that all buffers hold on `object`. Exact: every owner is kept
-    /// out meanwhile.
+    /// References that all buffers hold on `object`.
     pub fn credits_of(&self, object: Address) -> u64 {
+        self.credits_with(object, || ()).0
+    }
+
+    /// References that all buffers hold on `object`, and what `look` says at that
+    /// moment, such as the object's own count: every owner and settler is kept
+    /// out meanwhile. `look` runs under the lock, and must not come back here.
+    pub fn credits_with<T>(&self, object: Address, look: impl FnOnce() -> T) -> (u64, T) {
         let state = lock(&self.state);
         // SAFETY: the lock is held.
         unsafe { revoke_all(&state.live) };
-        let held = state.live.iter().chain(&state.orphans);
-        // SAFETY: buffers on these lists live.
-        let mut credits: u64 = held.map(|handle| unsafe { handle.0.as_ref() }.credits_of(object)).sum();
+        let credits = state.credits_of(object);
+        let seen = look();
         // SAFETY: the lock is held.
         unsafe { restore_all(&state.live) };
-        for leftover in &state.leftovers {
-            if leftover.object == object {
-                credits += u64::from(leftover.count);
-            }
-        }
-        credits
+        (credits, seen)
     }
 
     // -- the heartbeat --------------------------------------------------------

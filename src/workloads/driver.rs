@@ -5,7 +5,7 @@ use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -17,6 +17,9 @@ use crate::interp;
 
 /// Batches on their way, for each thread of handoff.
 const BATCHES_UNDER_WAY: usize = 16;
+
+/// How often a run for a time looks whether a thread has failed.
+const LOOK_AT_STOP: Duration = Duration::from_millis(20);
 
 /// What all threads of a run share.
 struct Run {
@@ -119,7 +122,11 @@ fn start_and_join(run: &Arc<Run>) -> PyResult<Vec<Share>> {
     run.start.await_ready(workers.len());
     run.start.decide(refused.is_none().then(Instant::now));
     if let (Length::Time(time), None) = (run.plan.length, &refused) {
-        thread::sleep(time);
+        let end = Instant::now() + time;
+        // A thread that has failed sets it too.
+        while !run.stop.load(Ordering::Relaxed) && Instant::now() < end {
+            thread::sleep(LOOK_AT_STOP.min(end.saturating_duration_since(Instant::now())));
+        }
         run.stop.store(true, Ordering::Relaxed);
     }
     // All are joined before any error goes up.

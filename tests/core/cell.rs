@@ -33,7 +33,7 @@ thread_local! {
 
 impl Cell {
     /// With so many references, held by the caller.
-    pub fn new(references: usize, freed: &Arc<Freed>) -> Address {
+    pub fn make(references: usize, freed: &Arc<Freed>) -> Address {
         let cell = Cell { count: AtomicUsize::new(references), payload: ALIVE, freed: freed.clone() };
         Box::into_raw(Box::new(cell)) as Address
     }

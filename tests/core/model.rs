@@ -66,7 +66,7 @@ impl Program {
 fn run(shape: Shape, steps: Vec<Step>) {
     let registry = Registry::<Cell>::new(shape);
     let freed = Arc::new(Freed::default());
-    let objects = std::array::from_fn(|_| Some(Cell::new(1, &freed)));
+    let objects = std::array::from_fn(|_| Some(Cell::make(1, &freed)));
     let mut program = Program { counts: [1; OBJECTS], objects };
     let mut threads: Vec<_> = (0..THREADS).map(|_| Thread::start(&registry)).collect();
     let (mut operations, mut refunded) = (0u64, 0u64);
@@ -135,7 +135,7 @@ proptest! {
 fn a_last_reference_that_is_not_in_the_table_is_released_at_once() {
     let registry = Registry::<Cell>::new(Shape::DEFAULT);
     let freed = Arc::new(Freed::default());
-    let object = Cell::new(1, &freed);
+    let object = Cell::make(1, &freed);
     let thread = Thread::start(&registry);
     thread.dec(object);
     assert_eq!(freed.count(), 1, "R7");
@@ -146,7 +146,7 @@ fn a_slot_that_runs_dry_acquires_twice_as_many_up_to_the_bound() {
     let shape = Shape { first_batch: 1, largest_batch: 4, ..Shape::DEFAULT };
     let registry = Registry::<Cell>::new(shape);
     let freed = Arc::new(Freed::default());
-    let object = Cell::new(1, &freed);
+    let object = Cell::make(1, &freed);
     let thread = Thread::start(&registry);
     let mut acquires = Vec::new();
     for n in 1..=78 {
@@ -171,7 +171,7 @@ fn a_full_slot_is_settled_in_part() {
     let registry = Registry::<Cell>::new(Shape::DEFAULT);
     let freed = Arc::new(Freed::default());
     let more = CREDIT_LIMIT as usize + 1000;
-    let object = Cell::new(more + 1, &freed);
+    let object = Cell::make(more + 1, &freed);
     let thread = Thread::start(&registry);
     for _ in 0..more {
         thread.dec(object);
@@ -188,7 +188,7 @@ fn a_full_slot_is_settled_in_part() {
 fn two_hot_objects_with_one_slot_do_not_evict_each_other_for_ever() {
     let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
     let freed = Arc::new(Freed::default());
-    let objects = [Cell::new(1, &freed), Cell::new(1, &freed)];
+    let objects = [Cell::make(1, &freed), Cell::make(1, &freed)];
     let thread = Thread::start(&registry);
     for _ in 0..1000 {
         for object in objects {
@@ -211,7 +211,7 @@ fn two_hot_objects_with_one_slot_do_not_evict_each_other_for_ever() {
 fn an_object_that_is_wanted_moves_in_where_the_resident_is_idle() {
     let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
     let freed = Arc::new(Freed::default());
-    let [idle, wanted] = [Cell::new(1, &freed), Cell::new(1, &freed)];
+    let [idle, wanted] = [Cell::make(1, &freed), Cell::make(1, &freed)];
     let thread = Thread::start(&registry);
     thread.inc(idle);
     thread.dec(idle);
@@ -234,7 +234,7 @@ fn an_object_that_is_wanted_moves_in_where_the_resident_is_idle() {
 fn hot_slots_stay_and_cold_ones_are_settled_within_three_looks() {
     let registry = Registry::<Cell>::new(Shape::DEFAULT);
     let freed = Arc::new(Freed::default());
-    let [hot, cold] = [Cell::new(1, &freed), Cell::new(1, &freed)];
+    let [hot, cold] = [Cell::make(1, &freed), Cell::make(1, &freed)];
     let thread = Thread::start(&registry);
     for object in [hot, cold] {
         thread.inc(object);

@@ -58,7 +58,7 @@ fn stress(shape: Shape) {
     prepare(true);
     let registry = Registry::<Cell>::new(shape);
     let freed = Arc::new(Freed::default());
-    let objects: Vec<_> = (0..500).map(|_| Cell::new(1, &freed)).collect();
+    let objects: Vec<_> = (0..500).map(|_| Cell::make(1, &freed)).collect();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         // What the settler, GC starts and forks do, without pause.
@@ -126,7 +126,7 @@ fn objects_that_threads_hand_on_and_drop_are_freed_once() {
         scope.spawn(move || {
             let thread = Thread::start(registry);
             for _ in 0..made {
-                let object = Cell::new(1, freed);
+                let object = Cell::make(1, freed);
                 thread.inc(object);
                 sender.send(object).unwrap();
                 thread.dec(object);
@@ -154,16 +154,17 @@ impl Host for Always {
 #[test]
 fn the_settler_frees_what_idle_and_ended_threads_hold_and_then_sleeps() {
     prepare(true);
-    let registry: &'static Registry<Cell> = Box::leak(Box::new(Registry::new(Shape::DEFAULT)));
-    let heartbeat: &'static Heartbeat = Box::leak(Box::new(Heartbeat::new(2_000)));
+    static REGISTRY: Registry<Cell> = Registry::new(Shape::DEFAULT);
+    static HEARTBEAT: Heartbeat = Heartbeat::new(2_000);
+    let (registry, heartbeat) = (&REGISTRY, &HEARTBEAT);
     heartbeat.start(registry, Always);
     let freed = Arc::new(Freed::default());
     let idle = Thread::start(registry);
-    let object = Cell::new(1, &freed);
+    let object = Cell::make(1, &freed);
     idle.inc(object);
     idle.dec(object);
     idle.dec(object);
-    let other = Cell::new(1, &freed);
+    let other = Cell::make(1, &freed);
     thread::scope(|scope| {
         scope.spawn(|| {
             let ending = Thread::start(registry);

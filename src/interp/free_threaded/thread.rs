@@ -374,11 +374,11 @@ unsafe fn release_parked(handle: Handle) {
 /// As for `Py_REFCNT`.
 pub(crate) unsafe fn ref_count(op: *mut PyObject) -> isize {
     // SAFETY: the caller's promise.
-    let (count, immortal) = unsafe { (ffi::Py_REFCNT(op), is_immortal(op)) };
-    if immortal {
-        return count;
+    let count = || unsafe { ffi::Py_REFCNT(op) };
+    // SAFETY: as above.
+    if unsafe { is_immortal(op) } {
+        return count();
     }
-    // Credits first would be as good: both are exact only when nobody counts.
-    let credits = REGISTRY.credits_of(op as usize);
+    let (credits, count) = REGISTRY.credits_with(op as usize, count);
     count - credits as isize
 }

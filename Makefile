@@ -1,0 +1,268 @@
+# The project's commands. `make help` lists them; `make bench` and `make test`
+# set up what they need. Every step says what it does in one line; a second run
+# does nothing twice.
+#
+# The environments are stamped:
+#   build/request-NAME     which interpreter was asked for
+#   .venv-NAME/.created    the environment is there, with the pinned tools
+#   .venv-NAME/.installed  refbuf is in it, built from the sources as they are
+
+PYTHON ?= python3
+CARGO ?= cargo
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+# Runs of the suite in `make stress`.
+N ?= 20
+# Seconds after which a test run that hangs is ended.
+TEST_LIMIT ?= 1200
+
+FT := .venv-ft
+GIL := .venv-gil
+LINT := .venv-lint
+
+SOURCES := Cargo.toml Cargo.lock build.rs pyproject.toml README.md LICENSE-MIT LICENSE-APACHE \
+    $(shell find src include python -type f ! -name '*.so' ! -name '*.pyc' 2>/dev/null)
+
+# GIL builds besides the stock one, for `make test-all`.
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+OTHER_VERSIONS := $(foreach version,3.12 3.13,\
+    $(if $(wildcard $(PYENV)/$(version).*[0-9]/bin/python$(version)),$(version)))
+other_python = $(lastword $(sort $(wildcard $(PYENV)/$(1).*[0-9]/bin/python$(1))))
+
+# Variables of the caller that would change which code is tested.
+unexport PYTHONPATH PYTHONHOME PYTHON_GIL VIRTUAL_ENV RUSTFLAGS CARGO_TARGET_DIR PYO3_PYTHON CARGO_BUILD_TARGET
+
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SUFFIXES:
+
+# Each recipe is one shell script, which stops at its first failure.
+say = printf '==> %s\n'
+pip_install = -m pip install --quiet --disable-pip-version-check --no-warn-script-location
+host = $$(rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+
+# -- set-up -------------------------------------------------------------------
+
+.PHONY: setup setup-ft setup-gil
+setup: setup-ft setup-gil ## Leave .venv-ft and .venv-gil with refbuf installed in release mode
+setup-ft: $(FT)/.installed ## Only the free-threaded one
+setup-gil: $(GIL)/.installed ## Only the stock python3's
+
+.PHONY: FORCE
+FORCE:
+
+need_python = command -v $(PYTHON) > /dev/null || \
+    { echo "$(PYTHON) is not installed: install Python 3.11 or later." >&2; exit 1; }
+
+# A request changes when its text does, and only then.
+define request
+mkdir -p build
+text="$(1)"; [ "$$text" = "$$(cat $@ 2>/dev/null || echo none)" ] || echo "$$text" > $@
+endef
+
+build/request-ft: FORCE
+	@$(need_python)
+	$(call request,$(REFBUF_FT_PYTHON))
+
+build/request-gil: FORCE
+	@$(need_python)
+	$(call request,$$($(PYTHON) -c 'import sys; print(sys.executable, sys.version.split()[0])'))
+
+build/request-py%: FORCE
+	@$(call request,$(call other_python,$*))
+
+# $(call create,ENVIRONMENT,INTERPRETER): anew, with the pinned tools.
+define create
+$(PYTHON) tools/preflight.py rust compiler
+interpreter=$(2)
+$(PYTHON) tools/preflight.py headers "$$interpreter"
+$(say) "$(1): an environment of $$interpreter, with the tools of tools/requirements.txt"
+rm -rf $(1)
+"$$interpreter" -m venv $(1)
+$(1)/bin/python $(pip_install) --only-binary :all: -r tools/requirements.txt
+touch $@
+endef
+
+# An environment whose interpreter has gone is made again.
+missing = $(if $(wildcard $(1)/bin/python),,FORCE)
+
+$(FT)/.created: build/request-ft tools/requirements.txt $(call missing,$(FT))
+	@$(call create,$(FT),$$($(PYTHON) tools/ft_python.py))
+
+$(GIL)/.created: build/request-gil tools/requirements.txt $(call missing,$(GIL))
+	@$(PYTHON) tools/preflight.py venv
+	$(call create,$(GIL),$$($(PYTHON) -c 'import sys; print(sys.executable)'))
+
+.venv-py%/.created: build/request-py% tools/requirements.txt
+	@$(call create,.venv-py$*,$(call other_python,$*))
+
+# Without build isolation: maturin and libclang are in the environment already,
+# at the pinned versions, so that cargo has nothing to compile twice. The stamp
+# is as old as the start: a source that is edited meanwhile is newer.
+.venv-%/.installed: .venv-%/.created $(SOURCES)
+	@$(say) ".venv-$*: installing refbuf in release mode (about a minute)"
+	touch .venv-$*/.installing
+	PATH="$$PWD/.venv-$*/bin:$$PATH" CARGO_TARGET_DIR="$$PWD/target/$*" MATURIN_PEP517_ARGS="--locked" \
+	    .venv-$*/bin/python $(pip_install) --no-build-isolation --no-deps --force-reinstall .
+	.venv-$*/bin/python -P -c 'import refbuf, sys; assert refbuf.__file__.startswith(sys.prefix), refbuf.__file__'
+	mv .venv-$*/.installing $@
+
+$(LINT)/.created: tools/requirements-lint.txt
+	@$(PYTHON) tools/preflight.py venv
+	$(say) "$(LINT): an environment with the tools of tools/requirements-lint.txt"
+	rm -rf $(LINT)
+	$(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/python $(pip_install) --only-binary :all: -r tools/requirements-lint.txt
+	touch $@
+
+# -- the two commands ---------------------------------------------------------
+
+.PHONY: bench
+bench: setup-ft ## The benchmark on the free-threaded build, into build/ (BENCH_ARGS="--quick --threads 1,2")
+	@$(say) "python -m refbuf bench $(BENCH_ARGS)"
+	$(FT)/bin/python -P -m refbuf bench --json build/bench.json --plot build/bench.png $(BENCH_ARGS)
+	$(say) "build/bench.json and build/bench.png are written"
+
+.PHONY: test
+test: setup test-rust test-loom sanitize test-c test-python-ft test-python-gil ## All tests, on both builds
+	@$(say) "all tests passed"
+
+# -- the tests, one by one ----------------------------------------------------
+
+.PHONY: rust
+rust:
+	@$(PYTHON) tools/preflight.py rust
+
+.PHONY: test-rust
+test-rust: rust ## The core in Rust, without Python
+	@$(say) "cargo test: the core"
+	CARGO_TARGET_DIR=target/core timeout $(TEST_LIMIT) $(CARGO) test --quiet --locked --no-default-features
+
+.PHONY: test-loom
+test-loom: rust ## The core's protocols, every interleaving of them
+	@$(say) "loom: the models"
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom timeout $(TEST_LIMIT) \
+	    $(CARGO) test --quiet --locked --no-default-features --release --test loom
+
+.PHONY: sanitize sanitize-valgrind sanitize-address
+sanitize: sanitize-valgrind sanitize-address ## The core in Rust under valgrind and AddressSanitizer, where installed
+
+VALGRIND = valgrind --quiet --error-exitcode=99 \
+    --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite
+
+sanitize-valgrind: rust
+	@if command -v valgrind > /dev/null; then
+	    $(say) "valgrind: the core"
+	    triple=$(host)
+	    runner="CARGO_TARGET_$$(tr a-z- A-Z_ <<< "$$triple")_RUNNER"
+	    env "$$runner=$(VALGRIND)" CARGO_TARGET_DIR=target/core PROPTEST_CASES=8 timeout $(TEST_LIMIT) \
+	        $(CARGO) test --quiet --locked --no-default-features --lib --tests
+	else
+	    $(say) "SKIPPED valgrind: it is not installed (on Debian: apt-get install valgrind)"
+	fi
+
+sanitize-address: rust
+	@if $(CARGO) +nightly --version > /dev/null 2>&1; then
+	    $(say) "AddressSanitizer: the core"
+	    env CARGO_TARGET_DIR=target/asan RUSTFLAGS="-Zsanitizer=address" PROPTEST_CASES=64 timeout $(TEST_LIMIT) \
+	        $(CARGO) +nightly test --quiet --locked --no-default-features --lib --tests --target $(host)
+	else
+	    $(say) "SKIPPED AddressSanitizer: it needs Rust's nightly toolchain (rustup toolchain install nightly)"
+	fi
+
+# pytest against the installed package: -P keeps this folder off sys.path.
+pytest = timeout --kill-after=10 $(TEST_LIMIT) $(1)/bin/python -P -m pytest --quiet $(PYTEST_ARGS)
+
+.PHONY: test-c
+test-c: setup ## The header as C11 and as C++17, and extensions that use it, on both builds
+	@$(say) "pytest tests/c: the C header on the free-threaded build"
+	$(call pytest,$(FT)) tests/c
+	$(say) "pytest tests/c: the C header on the stock python3"
+	$(call pytest,$(GIL)) tests/c
+
+.PHONY: test-python-ft
+test-python-ft: setup-ft ## The Python tests on the free-threaded build
+	@$(say) "pytest tests/python on the free-threaded build"
+	$(call pytest,$(FT)) tests/python
+
+.PHONY: test-python-gil
+test-python-gil: setup-gil ## The Python tests on the stock python3
+	@$(say) "pytest tests/python on the stock python3"
+	$(call pytest,$(GIL)) tests/python
+
+.PHONY: test-all
+test-all: test $(OTHER_VERSIONS:%=test-py%) ## All tests, and the Python and C ones on pyenv's 3.12 and 3.13 as well
+
+test-py%: .venv-py%/.installed
+	@$(say) "pytest tests/c and tests/python on $*"
+	$(call pytest,.venv-py$*) tests/c
+	$(call pytest,.venv-py$*) tests/python
+
+.PHONY: stress
+stress: setup-ft ## The Python tests on the free-threaded build, N=20 times in a row
+	@for ((run = 1; run <= $(N); run++)); do
+	    $(say) "stress: run $$run of $(N)"
+	    $(call pytest,$(FT)) tests/python
+	done
+
+# -- the lints ----------------------------------------------------------------
+
+.PHONY: lint lint-format lint-clippy lint-python
+lint: lint-format lint-clippy lint-python ## rustfmt, clippy in every configuration, ruff
+
+CLIPPY = clippy --quiet --locked --all-targets
+DENY = -- -D warnings
+
+lint-format: rust
+	@if $(CARGO) fmt --version > /dev/null 2>&1; then
+	    $(say) "cargo fmt --check"
+	    $(CARGO) fmt --check
+	else
+	    $(say) "SKIPPED cargo fmt: it is not installed (rustup component add rustfmt)"
+	fi
+
+lint-clippy: $(FT)/.created $(GIL)/.created
+	@if ! $(CARGO) clippy --version > /dev/null 2>&1; then
+	    $(say) "SKIPPED cargo clippy: it is not installed (rustup component add clippy)"
+	    exit 0
+	fi
+	$(say) "clippy: the core alone"
+	CARGO_TARGET_DIR=target/core $(CARGO) $(CLIPPY) --no-default-features $(DENY)
+	$(say) "clippy: the core under loom"
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) $(CLIPPY) --no-default-features $(DENY)
+	for kind in ft gil; do
+	    $(say) "clippy: everything, for .venv-$$kind"
+	    PYO3_PYTHON="$$PWD/.venv-$$kind/bin/python" PATH="$$PWD/.venv-$$kind/bin:$$PATH" \
+	        CARGO_TARGET_DIR=target/$$kind $(CARGO) $(CLIPPY) $(DENY)
+	done
+
+lint-python: $(LINT)/.created
+	@$(say) "ruff check"
+	$(LINT)/bin/ruff check --quiet python tests tools
+	$(say) "ruff format --check"
+	$(LINT)/bin/ruff format --quiet --check python tests tools
+
+.PHONY: format
+format: $(LINT)/.created ## Let rustfmt and ruff put the sources into shape
+	@$(CARGO) fmt
+	$(LINT)/bin/ruff check --quiet --fix python tests tools
+	$(LINT)/bin/ruff format --quiet python tests tools
+
+# -- the rest -----------------------------------------------------------------
+
+.PHONY: clean
+clean: ## Remove all that was built here; the interpreter in the cache stays
+	@$(say) "removing build, target and the environments"
+	rm -rf build target .venv-ft .venv-gil .venv-lint .venv-py3.12 .venv-py3.13 .pytest_cache .ruff_cache .hypothesis
+	find python tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find python -name '*.so' -delete

@@ -1,0 +1,89 @@
+"""refbuf.h is C11 and C++17, without a warning, in every configuration."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from c_build import COMPILERS, CPP, HERE, C, Compiler, build_module, compile_object, run_python
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+LIMITED = f"-DPy_LIMITED_API=0x{sys.version_info.major:02x}{sys.version_info.minor:02x}0000"
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+@pytest.mark.parametrize("optimization", ["-O0", "-O2", "-O3"])
+def test_header_compiles_without_a_warning(compiler: Compiler, optimization: str, tmp_path: Path) -> None:
+    result = compile_object(compiler, HERE / "every_name.c", tmp_path / "every.o", optimization)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+def test_header_needs_no_other_header_before_it(compiler: Compiler, tmp_path: Path) -> None:
+    result = compile_object(compiler, HERE / "every_name.c", tmp_path / "every.o", "-O2", "-DREFBUF_FIRST")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+def test_header_compiles_with_the_limited_api(compiler: Compiler, tmp_path: Path) -> None:
+    result = compile_object(compiler, HERE / "every_name.c", tmp_path / "every.o", "-O2", LIMITED)
+    if FREE_THREADED and "not currently supported in the free-threaded build" in result.stderr:
+        pytest.skip("this free-threaded CPython has no limited API")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+def test_header_compiles_for_the_oldest_limited_api(compiler: Compiler, tmp_path: Path) -> None:
+    if FREE_THREADED:
+        pytest.skip("older limited APIs have no free threading")
+    limited = "-DPy_LIMITED_API=0x030b0000"
+    result = compile_object(compiler, HERE / "every_name.c", tmp_path / "every.o", "-O2", limited)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+@pytest.mark.parametrize(
+    "warnings",
+    [
+        ("-Wpedantic",),
+        ("-Wconversion",),
+        ("-Wcast-align", "-Wcast-qual", "-Wpointer-arith"),
+        ("-Wmissing-declarations", "-Wredundant-decls", "-Wunused"),
+    ],
+    ids=" ".join,
+)
+def test_header_keeps_quiet_for_stricter_users(
+    compiler: Compiler, warnings: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = compile_object(compiler, HERE / "every_name.c", tmp_path / "every.o", "-O2", *warnings)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(FREE_THREADED, reason="the free-threaded build's limited API is not the stable one")
+def test_extension_of_the_limited_api_loads_and_imports_refbuf(tmp_path: Path) -> None:
+    assert C is not None
+    build_module("probe", tmp_path, (C, "probe.c"), flags=(LIMITED,))
+    result = run_python("import probe; print('imported')", tmp_path)
+    assert result.stdout.strip() == "imported", result.stderr
+
+
+def test_units_in_c_and_in_cpp_share_one_import_state(tmp_path: Path) -> None:
+    assert C is not None and CPP is not None
+    units = {
+        "c_first": ((C, "torture.c"), (CPP, "torture_unit.c")),
+        "cpp_first": ((CPP, "torture.c"), (C, "torture_unit.c")),
+    }
+    for order, pair in units.items():
+        folder = tmp_path / order
+        folder.mkdir()
+        build_module("torture_c", folder, *pair)
+        code = (
+            "import torture_c; torture_c.connect(); connected, here, there = torture_c.import_state();"
+            "print(connected, here == there)"
+        )
+        result = run_python(code, folder)
+        assert result.stdout.split() == ["1", "True"], (order, result.stderr)
