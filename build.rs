@@ -25,7 +25,10 @@ mod python {
         if python.buffered {
             println!("cargo:rustc-cfg=buffered");
         }
-        for watched in ["include", "src/interp/layout.h", "src/workloads/kernels.h", "src/workloads/kernel_body.h"].iter().chain(&C_SOURCES) {
+        for watched in ["include", "src/interp/layout.h", "src/workloads/kernels.h", "src/workloads/kernel_body.h"]
+            .iter()
+            .chain(&C_SOURCES)
+        {
             println!("cargo:rerun-if-changed={watched}");
         }
         bind_layouts(&python);
@@ -95,10 +98,11 @@ mod python {
             .clang_arg("-Iinclude")
             .clang_arg(format!("-I{}", python.include.display()))
             .allowlist_type("RefBuf_.*")
-            .allowlist_type("_object")
             .allowlist_var("REFBUF_.*")
             .allowlist_var("refbuf_kernels_.*")
-            .opaque_type("_typeobject")
+            // pyo3 has it already, under that name.
+            .blocklist_type("PyObject|_object")
+            .raw_line("use pyo3::ffi::PyObject;")
             .derive_default(false)
             .layout_tests(true)
             .generate_comments(false);

@@ -168,17 +168,6 @@ extern "C" {
     static mut refbuf_imported: RefBuf_Import;
 }
 
-/// bindgen's `PyObject` and pyo3's are one C type.
-macro_rules! as_c {
-    ($function:path, $kind:ty) => {
-        // SAFETY: the types differ in which crate names `struct _object`.
-        Some(unsafe { std::mem::transmute::<$kind, _>($function as $kind) })
-    };
-}
-
-type OnObject = unsafe extern "C" fn(*mut PyObject);
-type CountOf = unsafe extern "C" fn(*mut PyObject) -> ffi::Py_ssize_t;
-
 /// Adds the capsule `_C_API` to the module. The table lives for good.
 pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let api = Box::leak(Box::new(RefBuf_API {
@@ -187,11 +176,11 @@ pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
         buffered: u32::from(interp::BUFFERED),
         reserved: 0,
         tls_offset: interp::tls_offset(),
-        IncRef: as_c!(RefBuf_IncRef, OnObject),
-        DecRef: as_c!(RefBuf_DecRef, OnObject),
-        IncRefMissed: as_c!(inc_ref_missed, OnObject),
-        DecRefMissed: as_c!(dec_ref_missed, OnObject),
-        RefCount: as_c!(RefBuf_RefCount, CountOf),
+        IncRef: Some(RefBuf_IncRef),
+        DecRef: Some(RefBuf_DecRef),
+        IncRefMissed: Some(inc_ref_missed),
+        DecRefMissed: Some(dec_ref_missed),
+        RefCount: Some(RefBuf_RefCount),
         Flush: Some(RefBuf_Flush),
         FlushAll: Some(RefBuf_FlushAll),
         GetStats: Some(RefBuf_GetStats),

@@ -63,7 +63,7 @@ impl Api {
         // SAFETY: attached, `op` is alive; from_owned_ptr takes the reference
         // that IncRef counts; it is of the type that `object` is of.
         unsafe {
-            (self.0.IncRef.unwrap_unchecked())(op.cast());
+            (self.0.IncRef.unwrap_unchecked())(op);
             Bound::from_owned_ptr(py, op).cast_into_unchecked().unbind()
         }
     }
@@ -71,13 +71,13 @@ impl Api {
     /// Drops a reference through this thread's buffer. May run a finalizer.
     pub fn drop_ref<T>(&self, _py: Python<'_>, object: Py<T>) {
         // SAFETY: attached; the reference is ours to drop.
-        unsafe { (self.0.DecRef.unwrap_unchecked())(object.into_ptr().cast()) }
+        unsafe { (self.0.DecRef.unwrap_unchecked())(object.into_ptr()) }
     }
 
     /// The program's references to an object, without the buffers' credits.
     pub fn ref_count<T>(&self, _py: Python<'_>, object: &Py<T>) -> isize {
         // SAFETY: attached, the object is alive.
-        unsafe { (self.0.RefCount.unwrap_unchecked())(object.as_ptr().cast()) as isize }
+        unsafe { (self.0.RefCount.unwrap_unchecked())(object.as_ptr()) }
     }
 
     /// Settles this thread's buffer. May run finalizers.

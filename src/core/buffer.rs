@@ -232,7 +232,12 @@ impl Buffer {
         let slots: Box<[Slot]> =
             (0..shape.slots).map(|_| Slot { object: AtomicUsize::new(0), word: AtomicU64::new(0) }).collect();
         let zeros = || (0..shape.slots).map(|_| PlainU32::new(0)).collect();
-        let head = Head { gate: Gate::new(), byte_mask: (shape.slots - 1) << SLOT_SHIFT, slots: slots.as_ptr(), skip: PlainU32::new(0) };
+        let head = Head {
+            gate: Gate::new(),
+            byte_mask: (shape.slots - 1) << SLOT_SHIFT,
+            slots: slots.as_ptr(),
+            skip: PlainU32::new(0),
+        };
         Box::new(Buffer {
             head: CachePadded::new(head),
             slots,

@@ -84,8 +84,7 @@ impl Heartbeat {
             return;
         }
         self.stop.store(false, Ordering::Release);
-        let settler =
-            thread::Builder::new().name("refbuf-settler".into()).spawn(move || self.run(registry, &host));
+        let settler = thread::Builder::new().name("refbuf-settler".into()).spawn(move || self.run(registry, &host));
         match settler {
             Ok(settler) => {
                 // Leaked on purpose: see the head of this file.

@@ -19,7 +19,8 @@ pub(crate) struct Config {
 pub(crate) enum ConfigError {
     /// A value that makes no sense: ValueError.
     Nonsense(String),
-    /// Buffers exist: RuntimeError.
+    /// Buffers exist: RuntimeError. A build with a GIL never makes one.
+    #[cfg_attr(not(buffered), allow(dead_code))]
     TooLate,
 }
 
@@ -44,6 +45,7 @@ const LARGEST_BATCH: u32 = 1 << 15;
 
 impl Config {
     /// Whether any choice concerns the shape of buffers.
+    #[cfg_attr(not(buffered), allow(dead_code))]
     pub(crate) fn reshapes(&self) -> bool {
         self.slots.is_some() || self.first_batch.is_some() || self.largest_batch.is_some()
     }

@@ -4,3 +4,12 @@
 #include <refbuf.h>
 
 #include "../workloads/kernels.h"
+
+#if REFBUF_BUFFERED
+/* Where the count fields are. */
+enum {
+    REFBUF_OFFSET_TID = offsetof(PyObject, ob_tid),
+    REFBUF_OFFSET_LOCAL = offsetof(PyObject, ob_ref_local),
+    REFBUF_OFFSET_SHARED = offsetof(PyObject, ob_ref_shared),
+};
+#endif

@@ -128,8 +128,7 @@ fn run_workload(
     keep: bool,
     factory: Bound<'_, PyAny>,
 ) -> PyResult<Run> {
-    let arguments =
-        Arguments { workload, variant, objects, mapping, threads, pairs, seconds, seed, keep, factory };
+    let arguments = Arguments { workload, variant, objects, mapping, threads, pairs, seconds, seed, keep, factory };
     let report = driver::run(py, Plan::new(py, arguments)?)?;
     Ok(Run {
         pairs: report.pairs,

@@ -99,8 +99,8 @@ impl Worker {
                 order_length: ORDER,
                 cursor: random.random_range(0..objects.len()),
                 random: random.random::<u64>() | 1,
-                list: plan.list.as_ptr().cast(),
-                dict: plan.dict.as_ptr().cast(),
+                list: plan.list.as_ptr(),
+                dict: plan.dict.as_ptr(),
                 ..empty_task()
             },
             objects,
@@ -110,11 +110,11 @@ impl Worker {
             keep: plan.keep,
             _owned: owned,
         };
-        worker.task.objects = worker.objects.as_mut_ptr().cast();
+        worker.task.objects = worker.objects.as_mut_ptr();
         worker.task.count = worker.objects.len();
         worker.task.held_room = worker.held.len();
         worker.task.order = worker.order.as_ptr();
-        worker.task.held = worker.held.as_mut_ptr().cast();
+        worker.task.held = worker.held.as_mut_ptr();
         Ok(worker)
     }
 
@@ -236,7 +236,7 @@ fn empty_task() -> RefBuf_Task {
 /// Counts one object in the calling thread, whoever owns it.
 pub(crate) fn touch(_py: Python<'_>, object: &Bound<'_, PyAny>, variant: Variant, pairs: u64) {
     let mut objects = [object.as_ptr()];
-    let mut task = RefBuf_Task { objects: objects.as_mut_ptr().cast(), count: 1, ..empty_task() };
+    let mut task = RefBuf_Task { objects: objects.as_mut_ptr(), count: 1, ..empty_task() };
     // SAFETY: attached, and the caller holds the object.
     unsafe { known(variant.kernel(Workload::Shared))(&mut task, pairs) };
 }

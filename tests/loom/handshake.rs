@@ -49,6 +49,7 @@ fn owner_and_revoker_never_hold_the_table_together() {
         guarded.touch();
         guarded.gate.restore();
         let entered = owner.join().unwrap();
+        // SAFETY: the owner is done.
         let touched = guarded.table.with(|table| unsafe { *table });
         assert_eq!(touched, entered + 1);
     });

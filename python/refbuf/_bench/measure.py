@@ -177,7 +177,8 @@ def _rows(samples: dict[Cell, list[Sample]]) -> list[Row]:
 
 def _cpu_share(samples: dict[Cell, list[Sample]], cpus: int) -> float:
     most = max(cell.threads for cell in samples if cell.threads <= cpus)
-    return median(sample.cpu_share for cell, taken in samples.items() if cell.threads == most for sample in taken)
+    fullest = [taken for cell, taken in samples.items() if cell.threads == most]
+    return median(sample.cpu_share for taken in fullest for sample in taken)
 
 
 def _place(cell: Cell) -> tuple[int, int, int]:

@@ -86,12 +86,18 @@ def _frame(figure: Figure, rows: list[Row], meta: dict[str, Any], height: float)
         return 1 - inches / height
 
     figure.text(
-        0.012, from_top(0.12), "Throughput of reference counting over threads", fontsize=13, fontweight="bold", va="top"
+        0.012,
+        from_top(0.12),
+        "Throughput of reference counting over threads",
+        fontsize=13,
+        fontweight="bold",
+        va="top",
     )
     cpus = f"{meta['cpus']} CPU" + ("s" if meta["cpus"] != 1 else "")
     about = f"{meta['python_name']}, {meta['cpu']}, {cpus}"
     runs = f"refbuf {meta['version']}, medians of {meta['rounds']} rounds, {meta['seconds']:g} s a run"
-    figure.text(0.012, from_top(0.41), f"{about}\n{runs}", fontsize=8.5, color="#555555", va="top", linespacing=1.4)
+    small = {"fontsize": 8.5, "color": "#555555", "va": "top", "linespacing": 1.4}
+    figure.text(0.012, from_top(0.41), f"{about}\n{runs}", **small)
     variants = list(dict.fromkeys(row.variant for row in rows))
     handles = [Line2D([], [], linewidth=1.8, markersize=5, label=name, **_STYLES[name]) for name in variants]
     handles.append(Line2D([], [], label="ideal: the fastest single thread × threads", **_IDEAL))

@@ -136,10 +136,12 @@ def table(rows: list[Row]) -> Table:
 def reclaim(delays: dict[str, float]) -> str:
     """A line on how promptly objects are finalized."""
     heartbeat = delays["heartbeat_ms"]
+    asleep = _count(int(delays["threads"]), "thread")
+    p99 = delays["p99_ms"]
     return (
-        f"From an object's last reference to its finalizer, while {_count(int(delays['threads']), 'thread')} with "
-        f"credits on it sleep: median {delays['median_ms']:.1f} ms, 99th percentile {delays['p99_ms']:.1f} ms "
-        f"({delays['p99_ms'] / heartbeat:.2f} heartbeats of {heartbeat:g} ms), {delays['samples']:.0f} objects."
+        f"From an object's last reference to its finalizer, while {asleep} with credits on it sleep: "
+        f"median {delays['median_ms']:.1f} ms, 99th percentile {p99:.1f} ms "
+        f"({p99 / heartbeat:.2f} heartbeats of {heartbeat:g} ms), {delays['samples']:.0f} objects."
     )
 
 

@@ -118,7 +118,9 @@ def _report(results: Results, matrix: Matrix, meta: dict[str, Any], added: list[
         console.print(report.reclaim(meta["reclaim"]))
 
 
-def _write_files(results: Results, meta: dict[str, Any], json: str | None, plot: str | None, suffix: str) -> None:
+def _write_files(
+    results: Results, meta: dict[str, Any], json: str | None, plot: str | None, suffix: str
+) -> None:
     """Each file is complete before it is opened."""
     from .._bench.report import as_json
 

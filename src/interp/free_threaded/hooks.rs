@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::thread::{current, in_main_interpreter, is_releasing, release_leftovers, set_collecting, REGISTRY};
 use super::prepare_barrier;
+use super::thread::{current, in_main_interpreter, is_releasing, release_leftovers, set_collecting, REGISTRY};
 use crate::core::heartbeat::{Heartbeat, Host};
 use crate::core::registry::State;
 use crate::core::sync::MutexGuard;
@@ -197,4 +197,3 @@ extern "C" fn at_fork_child() {
         REGISTRY.after_fork_in_child(guard, current(), is_releasing());
     }
 }
-

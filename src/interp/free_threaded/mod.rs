@@ -44,7 +44,7 @@ pub(crate) fn barrier() -> &'static str {
 
 /// Chooses the barrier; again in a forked child.
 fn prepare_barrier() -> Barrier {
-    sync::prepare(std::env::var_os(MEMBARRIER_VARIABLE).map_or(true, |value| value != "0"))
+    sync::prepare(std::env::var_os(MEMBARRIER_VARIABLE).is_none_or(|value| value != "0"))
 }
 
 /// The distance from the thread pointer to the thread's buffer, for inline

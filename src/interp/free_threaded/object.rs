@@ -30,7 +30,7 @@ use pyo3::prelude::*;
 
 use super::thread::thread_id;
 use crate::core::{Address, Counted};
-use crate::interp::bindings::_object as Header;
+use crate::interp::bindings::{REFBUF_OFFSET_LOCAL, REFBUF_OFFSET_SHARED, REFBUF_OFFSET_TID};
 
 const SHARED_SHIFT: u32 = 2;
 const FLAGS: isize = 3;
@@ -48,7 +48,7 @@ const IMMORTAL: u32 = u32::MAX;
 #[inline(always)]
 pub(super) unsafe fn owner<'a>(op: *mut PyObject) -> &'a AtomicUsize {
     // SAFETY: the field is a uintptr_t that CPython accesses atomically.
-    unsafe { AtomicUsize::from_ptr(&raw mut (*op.cast::<Header>()).ob_tid) }
+    unsafe { AtomicUsize::from_ptr(op.byte_add(REFBUF_OFFSET_TID as usize).cast()) }
 }
 
 /// `ob_ref_local`.
@@ -59,7 +59,7 @@ pub(super) unsafe fn owner<'a>(op: *mut PyObject) -> &'a AtomicUsize {
 #[inline(always)]
 pub(super) unsafe fn local<'a>(op: *mut PyObject) -> &'a AtomicU32 {
     // SAFETY: the field is a uint32_t that CPython accesses atomically.
-    unsafe { AtomicU32::from_ptr(&raw mut (*op.cast::<Header>()).ob_ref_local) }
+    unsafe { AtomicU32::from_ptr(op.byte_add(REFBUF_OFFSET_LOCAL as usize).cast()) }
 }
 
 /// `ob_ref_shared`.
@@ -70,7 +70,7 @@ pub(super) unsafe fn local<'a>(op: *mut PyObject) -> &'a AtomicU32 {
 #[inline(always)]
 pub(super) unsafe fn shared<'a>(op: *mut PyObject) -> &'a AtomicIsize {
     // SAFETY: the field is a Py_ssize_t that CPython accesses atomically.
-    unsafe { AtomicIsize::from_ptr(&raw mut (*op.cast::<Header>()).ob_ref_shared) }
+    unsafe { AtomicIsize::from_ptr(op.byte_add(REFBUF_OFFSET_SHARED as usize).cast()) }
 }
 
 /// Whether `op` is never freed, nor counted.
@@ -232,15 +232,17 @@ unsafe fn observe(py: Python<'_>, op: *mut PyObject) -> Result<(), String> {
     }
     let address = op as usize;
     let elsewhere = py.detach(|| {
-        os_thread::Builder::new().name("refbuf-check".into()).spawn(move || {
-            Python::attach(|_| {
-                // SAFETY: attached, `op` is alive until this thread is joined.
-                unsafe { ffi::Py_IncRef(address as *mut PyObject) };
-            });
-        })
-        .map_err(|error| format!("no thread could be started to look from: {error}"))?
-        .join()
-        .map_err(|_| "the thread that looked failed".to_owned())
+        os_thread::Builder::new()
+            .name("refbuf-check".into())
+            .spawn(move || {
+                Python::attach(|_| {
+                    // SAFETY: attached, `op` is alive until this thread is joined.
+                    unsafe { ffi::Py_IncRef(address as *mut PyObject) };
+                });
+            })
+            .map_err(|error| format!("no thread could be started to look from: {error}"))?
+            .join()
+            .map_err(|_| "the thread that looked failed".to_owned())
     });
     let after_other = counts();
     if elsewhere.is_ok() {
