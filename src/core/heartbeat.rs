@@ -23,7 +23,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use super::counted::Counted;
-use super::registry::{Registry, Scope};
+use super::registry::{Registry, Scope, Thread as ThreadName};
 
 const ABSENT: u32 = 0;
 const STARTING: u32 = 1;
@@ -38,6 +38,9 @@ pub trait Host: Send + 'static {
     /// Runs `work` where objects may be touched and finalizers may run; or does
     /// not, where the interpreter is going away.
     fn attached(&self, work: &mut dyn FnMut());
+
+    /// The registry's name for the calling thread.
+    fn thread(&self) -> ThreadName;
 }
 
 /// The settler thread and how others speak to it.
@@ -65,9 +68,11 @@ impl Heartbeat {
         Duration::from_micros(self.period.load(Ordering::Relaxed))
     }
 
-    /// Changes the heartbeat, from the next beat on.
+    /// Changes the heartbeat, at once: the settler may be in the middle of a long
+    /// one.
     pub fn set_period(&self, period: Duration) {
         self.period.store(period.as_micros() as u64, Ordering::Relaxed);
+        self.wake();
     }
 
     /// Whether the settler runs. One load: on the path of every acquire.
@@ -147,7 +152,7 @@ impl Heartbeat {
                     // entered, and holds no lock.
                     unsafe {
                         registry.settle(Scope::Cold);
-                        registry.release_leftovers();
+                        registry.release_leftovers(host.thread());
                     }
                 });
             }

@@ -35,7 +35,7 @@ use std::ptr::NonNull;
 
 use super::buffer::{Buffer, Leftover, Shape};
 use super::counted::{Address, Counted};
-use super::sync::{heavy, light, lock, AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
+use super::sync::{heavy, light, lock, AtomicBool, Mutex, MutexGuard, Ordering};
 use super::totals::Totals;
 
 /// Free buffers kept for later threads; more are given back to the system.
@@ -69,6 +69,21 @@ impl Handle {
     pub fn from_ptr(buffer: *mut Buffer) -> Option<Handle> {
         NonNull::new(buffer).map(Handle)
     }
+}
+
+/// A name for the calling thread, its own among running threads.
+pub type Thread = usize;
+
+/// What [`Registry::count`] finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count<T> {
+    /// References that all buffers hold.
+    pub credits: u64,
+    /// What the caller saw at that moment.
+    pub seen: T,
+    /// Another thread is dropping a reference at this moment, which `seen` may
+    /// have or may not: look again.
+    pub unsettled: bool,
 }
 
 /// Which buffers to settle.
@@ -116,6 +131,8 @@ pub struct State {
     orphans: Vec<Handle>,
     free: Vec<Handle>,
     leftovers: Vec<Leftover>,
+    /// What is being released at the moment: by which thread, which object.
+    releases: Vec<(Thread, Address)>,
     /// Sums of buffers past, and what settling counts.
     totals: Totals,
     beats: u64,
@@ -130,6 +147,7 @@ impl State {
             orphans: Vec::new(),
             free: Vec::new(),
             leftovers: Vec::new(),
+            releases: Vec::new(),
             totals: ZERO,
             beats: 0,
         }
@@ -167,8 +185,6 @@ pub struct Registry<O> {
     state: Mutex<State>,
     closed: AtomicBool,
     idle: AtomicBool,
-    /// Threads that are releasing leftovers.
-    releasing: AtomicUsize,
     kind: PhantomData<fn() -> O>,
 }
 
@@ -180,7 +196,6 @@ impl<O: Counted> Registry<O> {
             state: Mutex::new(State::new(shape)),
             closed: AtomicBool::new(false),
             idle: AtomicBool::new(false),
-            releasing: AtomicUsize::new(0),
             kind: PhantomData,
         }
     }
@@ -192,7 +207,6 @@ impl<O: Counted> Registry<O> {
             state: Mutex::new(State::new(shape)),
             closed: AtomicBool::new(false),
             idle: AtomicBool::new(false),
-            releasing: AtomicUsize::new(0),
             kind: PhantomData,
         }
     }
@@ -215,7 +229,16 @@ impl<O: Counted> Registry<O> {
 
     /// A buffer for the calling thread; none once the registry is closed.
     pub fn register(&self) -> Option<Handle> {
-        let mut state = lock(&self.state);
+        self.register_with(lock(&self.state))
+    }
+
+    /// The same, for an increment, which waits for nobody (R2): none while
+    /// another thread has the lock.
+    pub fn try_register(&self) -> Option<Handle> {
+        self.register_with(self.state.try_lock().ok()?)
+    }
+
+    fn register_with(&self, mut state: MutexGuard<'_, State>) -> Option<Handle> {
         if self.is_closed() {
             return None;
         }
@@ -281,48 +304,57 @@ impl<O: Counted> Registry<O> {
     ///
     /// # Safety
     ///
-    /// Attached, outside the thread's own gate, where any code may run.
-    pub unsafe fn release_leftovers(&self) {
-        self.releasing.fetch_add(1, Ordering::Relaxed);
+    /// Attached, outside the thread's own gate, where any code may run; `by` is
+    /// the calling thread.
+    pub unsafe fn release_leftovers(&self, by: Thread) {
         loop {
-            let next = {
+            let object = {
                 let mut state = lock(&self.state);
-                let Some(last) = state.leftovers.last_mut() else { break };
+                let State { leftovers, releases, .. } = &mut *state;
+                let Some(last) = leftovers.last_mut() else { return };
                 last.count -= 1;
                 let object = last.object;
                 if last.count == 0 {
-                    state.leftovers.pop();
+                    leftovers.pop();
                 }
+                releases.push((by, object));
                 object
             };
             // SAFETY: the reference was the registry's, and is no longer.
-            unsafe { O::release(next) };
+            unsafe { O::release(object) };
+            let mut state = lock(&self.state);
+            // The last of ours: releases nest, where a finalizer settles.
+            if let Some(at) = state.releases.iter().rposition(|release| *release == (by, object)) {
+                state.releases.swap_remove(at);
+            }
         }
-        self.releasing.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many threads are releasing leftovers now.
-    pub fn releasing(&self) -> usize {
-        self.releasing.load(Ordering::Relaxed)
+    /// Whether a thread other than `by` is releasing a leftover now.
+    pub fn others_release(&self, by: Thread) -> bool {
+        lock(&self.state).releases.iter().any(|(thread, _)| *thread != by)
     }
 
     /// References that all buffers hold on `object`.
     pub fn credits_of(&self, object: Address) -> u64 {
-        self.credits_with(object, || ()).0
+        self.count(object, 0, || ()).credits
     }
 
     /// References that all buffers hold on `object`, and what `look` says at that
     /// moment, such as the object's own count: every owner and settler is kept
     /// out meanwhile. `look` runs under the lock, and must not come back here.
-    pub fn credits_with<T>(&self, object: Address, look: impl FnOnce() -> T) -> (u64, T) {
+    pub fn count<T>(&self, object: Address, by: Thread, look: impl FnOnce() -> T) -> Count<T> {
         let state = lock(&self.state);
         // SAFETY: the lock is held.
         unsafe { revoke_all(&state.live) };
-        let credits = state.credits_of(object);
-        let seen = look();
+        let count = Count {
+            credits: state.credits_of(object),
+            seen: look(),
+            unsettled: state.releases.iter().any(|(thread, released)| *thread != by && *released == object),
+        };
         // SAFETY: the lock is held.
         unsafe { restore_all(&state.live) };
-        (credits, seen)
+        count
     }
 
     // -- the heartbeat --------------------------------------------------------
@@ -391,16 +423,15 @@ impl<O: Counted> Registry<O> {
 
     /// Just after `fork`, in the child: the buffers of threads that are not
     /// here become orphans. Their credits are real, and are settled as soon as
-    /// the child's thread may touch objects. `releasing`: whether the forking
-    /// thread is itself releasing leftovers.
-    pub fn after_fork_in_child(&self, mut state: MutexGuard<'_, State>, own: Option<Handle>, releasing: bool) {
+    /// the child's thread may touch objects. `by`: the forking thread.
+    pub fn after_fork_in_child(&self, mut state: MutexGuard<'_, State>, own: Option<Handle>, by: Thread) {
         // SAFETY: the lock is held since the buffers were revoked.
         unsafe { restore_all(&state.live) };
         let (kept, lost): (Vec<Handle>, Vec<Handle>) =
             std::mem::take(&mut state.live).into_iter().partition(|handle| Some(*handle) == own);
         state.live = kept;
         state.orphans.extend(lost);
-        self.releasing.store(usize::from(releasing), Ordering::Relaxed);
+        state.releases.retain(|(thread, _)| *thread == by);
         self.idle.store(false, Ordering::Relaxed);
     }
 

@@ -163,6 +163,6 @@ pub fn settle(registry: &Registry<Cell>, scope: Scope) {
     // SAFETY: cells may be touched by any thread; no gate is entered here.
     unsafe {
         registry.settle(scope);
-        registry.release_leftovers();
+        registry.release_leftovers(0);
     }
 }

@@ -149,6 +149,10 @@ impl Host for Always {
     fn attached(&self, work: &mut dyn FnMut()) {
         work();
     }
+
+    fn thread(&self) -> usize {
+        1
+    }
 }
 
 #[test]

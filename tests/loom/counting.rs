@@ -13,7 +13,7 @@ fn flush_all(registry: &Registry<Cell>) {
     // SAFETY: models are always attached; no gate is entered here.
     unsafe {
         registry.settle(Scope::All);
-        registry.release_leftovers();
+        registry.release_leftovers(0);
     }
 }
 

@@ -11,7 +11,7 @@ fn settle(registry: &Registry<Cell>, scope: Scope) {
     // SAFETY: models are always attached; no gate is entered here.
     unsafe {
         registry.settle(scope);
-        registry.release_leftovers();
+        registry.release_leftovers(0);
     }
 }
 
@@ -119,7 +119,7 @@ fn a_forked_child_settles_the_buffers_of_threads_that_it_has_not() {
             thread.dec(cell);
         }
         let guard = registry.before_fork();
-        registry.after_fork_in_child(guard, Some(own.handle), false);
+        registry.after_fork_in_child(guard, Some(own.handle), 0);
         assert_eq!(registry.summary().live, 1);
         settle(&registry, Scope::Cold);
         assert_eq!(registry.summary().orphans, 0);

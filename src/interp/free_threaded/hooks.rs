@@ -23,9 +23,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::prepare_barrier;
-use super::thread::{current, in_main_interpreter, is_releasing, release_leftovers, set_collecting, REGISTRY};
+use super::thread::{current, in_main_interpreter, release_leftovers, set_collecting, thread_id, REGISTRY};
 use crate::core::heartbeat::{Heartbeat, Host};
-use crate::core::registry::State;
+use crate::core::registry::{State, Thread};
 use crate::core::sync::MutexGuard;
 use crate::core::Scope;
 
@@ -52,6 +52,10 @@ impl Host for Settler {
             super::thread::set_settling(false);
         });
     }
+
+    fn thread(&self) -> Thread {
+        thread_id()
+    }
 }
 
 /// Settles the calling thread's buffer.
@@ -76,9 +80,8 @@ pub(crate) fn flush_all(py: Python<'_>) {
     }
     settle_all();
     // What another thread took over before us is its to release: give it time.
-    let own = usize::from(is_releasing());
     let deadline = Instant::now() + FLUSH_PATIENCE;
-    while REGISTRY.releasing() > own && Instant::now() < deadline {
+    while REGISTRY.others_release(thread_id()) && Instant::now() < deadline {
         py.detach(|| std::thread::sleep(Duration::from_micros(50)));
     }
 }
@@ -194,6 +197,6 @@ extern "C" fn at_fork_child() {
     prepare_barrier();
     HEARTBEAT.after_fork_in_child();
     if let Some(guard) = guard_across_fork() {
-        REGISTRY.after_fork_in_child(guard, current(), is_releasing());
+        REGISTRY.after_fork_in_child(guard, current(), thread_id());
     }
 }

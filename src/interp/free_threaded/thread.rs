@@ -14,6 +14,7 @@
 use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicIsize, AtomicPtr, Ordering};
+use std::time::Duration;
 
 use pyo3::ffi::{self, PyInterpreterState, PyObject};
 use pyo3::prelude::*;
@@ -52,13 +53,12 @@ fn no_buffer() -> *mut Buffer {
 /// What belongs to a thread besides its buffer.
 struct Here {
     collecting: Cell<bool>,
-    releasing: Cell<bool>,
     settling: Cell<bool>,
 }
 
 thread_local! {
     static HERE: Here = const {
-        Here { collecting: Cell::new(false), releasing: Cell::new(false), settling: Cell::new(false) }
+        Here { collecting: Cell::new(false), settling: Cell::new(false) }
     };
     static THREAD_END: ThreadEnd = const { ThreadEnd };
 }
@@ -148,14 +148,14 @@ pub(super) fn current() -> Option<Handle> {
 }
 
 /// This thread's buffer, made if need be; none where the thread or the process
-/// is ending.
+/// is ending, or where making it would wait for another thread.
 fn current_or_new() -> Option<Handle> {
     if let Some(handle) = current() {
         return Some(handle);
     }
     // Arms the destructor; fails once it has run.
     THREAD_END.try_with(|_| ()).ok()?;
-    let handle = REGISTRY.register()?;
+    let handle = REGISTRY.try_register()?;
     // SAFETY: the slot is this thread's own.
     unsafe { slot().write(handle.as_ptr()) };
     Some(handle)
@@ -176,21 +176,14 @@ pub(super) fn is_settling() -> bool {
     HERE.try_with(|here| here.settling.get()).unwrap_or(false)
 }
 
-/// Whether this thread is in the middle of releasing leftovers.
-pub(super) fn is_releasing() -> bool {
-    HERE.try_with(|here| here.releasing.get()).unwrap_or(false)
-}
-
 /// Releases what settling has left.
 ///
 /// # Safety
 ///
 /// Attached to the main interpreter, where any code may run.
 pub(super) unsafe fn release_leftovers() {
-    let outer = HERE.try_with(|here| here.releasing.replace(true)).unwrap_or(true);
     // SAFETY: the caller's promise; this thread is outside its gate.
-    unsafe { REGISTRY.release_leftovers() };
-    let _ = HERE.try_with(|here| here.releasing.set(outer));
+    unsafe { REGISTRY.release_leftovers(thread_id()) };
 }
 
 /// Whether the calling thread is attached to the interpreter whose objects are
@@ -367,6 +360,10 @@ unsafe fn release_parked(handle: Handle) {
     }
 }
 
+/// How often a count that another thread is changing is looked at again. That
+/// thread drops one reference, unless it is the last, and then nobody asks.
+const LOOKS: u32 = 100;
+
 /// The program's count: CPython's, without the credits of buffers.
 ///
 /// # Safety
@@ -374,11 +371,18 @@ unsafe fn release_parked(handle: Handle) {
 /// As for `Py_REFCNT`.
 pub(crate) unsafe fn ref_count(op: *mut PyObject) -> isize {
     // SAFETY: the caller's promise.
-    let count = || unsafe { ffi::Py_REFCNT(op) };
+    let own = || unsafe { ffi::Py_REFCNT(op) };
     // SAFETY: as above.
     if unsafe { is_immortal(op) } {
-        return count();
+        return own();
     }
-    let (credits, count) = REGISTRY.credits_with(op as usize, count);
-    count - credits as isize
+    let mut look = 0;
+    loop {
+        let count = REGISTRY.count(op as usize, thread_id(), own);
+        look += 1;
+        if !count.unsettled || look == LOOKS {
+            return count.seen - count.credits as isize;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
 }
