@@ -349,11 +349,11 @@ static inline int refbuf_refund(RefBuf_Buffer *buffer, PyObject *op)
  * for a while: CPython's own path, without a look at the table. */
 static inline int refbuf_skips(RefBuf_Buffer *buffer)
 {
-    uint32_t skip = __atomic_load_n(&buffer->skip, __ATOMIC_RELAXED);
-    if (REFBUF_LIKELY(skip == 0)) {
+    uint32_t left;
+    if (REFBUF_LIKELY(__builtin_sub_overflow(__atomic_load_n(&buffer->skip, __ATOMIC_RELAXED), 1u, &left))) {
         return 0;
     }
-    __atomic_store_n(&buffer->skip, skip - 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&buffer->skip, left, __ATOMIC_RELAXED);
     return 1;
 }
 

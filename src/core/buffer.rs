@@ -79,7 +79,7 @@ const WINDOW: u64 = 1024;
 /// up for the credits that came in do not count.
 const MISSES_PER_HIT: u64 = 8;
 /// Operations that skip the table, the first time and at the most.
-const SKIP: (u32, u32) = (1 << 16, 1 << 18);
+const SKIP: (u32, u32) = (1 << 17, 1 << 19);
 
 /// Looks that must find a slot unchanged before it is cold.
 const COLD_AFTER: u32 = 2;
