@@ -160,6 +160,12 @@ static RefBuf_Import refbuf_imported;
 /* Returns 0, or -1 with ImportError set. Needs an attached thread. */
 static inline int refbuf_import(void)
 {
+    /* By itself: PyCapsule_Import would hide why it fails. */
+    PyObject *module = PyImport_ImportModule("refbuf");
+    if (module == NULL) {
+        return -1;
+    }
+    Py_DECREF(module);
     const RefBuf_API *api = (const RefBuf_API *)PyCapsule_Import(REFBUF_CAPSULE, 0);
     if (api == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_ImportError)) {
@@ -413,7 +419,7 @@ REFBUF_ALWAYS_INLINE void refbuf_incref(PyObject *op)
         return;
     }
     uintptr_t thread = _Py_ThreadId();
-    if (REFBUF_LIKELY(__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread)) {
+    if (__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread) {
         __atomic_store_n(&op->ob_ref_local, local, __ATOMIC_RELAXED);
     }
     else {
@@ -428,7 +434,7 @@ REFBUF_ALWAYS_INLINE void refbuf_decref(PyObject *op)
         return;
     }
     uintptr_t thread = _Py_ThreadId();
-    if (REFBUF_LIKELY(__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread)) {
+    if (__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread) {
         local--;
         __atomic_store_n(&op->ob_ref_local, local, __ATOMIC_RELAXED);
         if (local == 0) {

@@ -38,11 +38,13 @@ impl Api {
     ///
     /// ImportError where refbuf is not installed, or is of another ABI version
     /// than this crate.
-    pub fn import(_py: Python<'_>) -> PyResult<Api> {
+    pub fn import(py: Python<'_>) -> PyResult<Api> {
+        // By itself: PyCapsule_Import would hide why it fails.
+        py.import("refbuf")?;
         // SAFETY: attached; the name is a C string.
         let table = unsafe { ffi::PyCapsule_Import(c"refbuf._C_API".as_ptr(), 0) };
         if table.is_null() {
-            return Err(PyErr::fetch(_py));
+            return Err(PyErr::fetch(py));
         }
         // SAFETY: a capsule of that name points to this struct, which lives for
         // good; its first fields are the same in all versions.

@@ -68,10 +68,10 @@ pub const CREDIT_LIMIT: u64 = 1 << (CREDIT_BITS - 1);
 /// What a refund adds to a word: a credit, and one refund seen.
 pub const REFUND: u64 = (1 << CREDIT_BITS) | 1;
 
-/// Challenges in a row that win a slot: more than those of three pairs, so that
+/// Challenges in a row that win a slot: more than those of seven pairs, so that
 /// an object that is merely wanted now and then does not evict a wanted one.
 /// Fewer under loom, whose models must stay small.
-const WINS: u32 = if cfg!(loom) { 3 } else { 7 };
+const WINS: u32 = if cfg!(loom) { 3 } else { 15 };
 
 /// Misses between two thoughts on whether the table pays. A power of two.
 const WINDOW: u64 = 1024;
@@ -79,7 +79,7 @@ const WINDOW: u64 = 1024;
 /// up for the credits that came in do not count.
 const MISSES_PER_HIT: u64 = 8;
 /// Operations that skip the table, the first time and at the most.
-const SKIP: (u32, u32) = (1 << 17, 1 << 19);
+const SKIP: (u32, u32) = (1 << 17, 1 << 20);
 
 /// Looks that must find a slot unchanged before it is cold.
 const COLD_AFTER: u32 = 2;

@@ -48,6 +48,8 @@ pub trait Host: Send + 'static {
 pub struct Heartbeat {
     phase: AtomicU32,
     stop: AtomicBool,
+    /// Settlers that have ended.
+    ended: AtomicU32,
     period: AtomicU64,
     thread: AtomicPtr<Thread>,
 }
@@ -58,6 +60,7 @@ impl Heartbeat {
         Heartbeat {
             phase: AtomicU32::new(ABSENT),
             stop: AtomicBool::new(false),
+            ended: AtomicU32::new(0),
             period: AtomicU64::new(period),
             thread: AtomicPtr::new(ptr::null_mut()),
         }
@@ -121,12 +124,14 @@ impl Heartbeat {
     /// a finalizer that waits for the caller. True if there is none any more.
     /// The caller must be detached.
     pub fn stop(&self, patience: Duration) -> bool {
+        let ended = self.ended.load(Ordering::Acquire);
         if matches!(self.phase.load(Ordering::Acquire), ABSENT | FAILED) {
             return true;
         }
         self.stop.store(true, Ordering::Release);
         let deadline = Instant::now() + patience;
-        while self.phase.load(Ordering::Acquire) != ABSENT {
+        // Not until there is none: a thread that still counts may start another.
+        while self.ended.load(Ordering::Acquire) == ended {
             self.wake();
             if Instant::now() >= deadline {
                 return false;
@@ -163,5 +168,6 @@ impl Heartbeat {
             }
         }
         self.phase.store(ABSENT, Ordering::Release);
+        self.ended.fetch_add(1, Ordering::Release);
     }
 }

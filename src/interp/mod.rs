@@ -12,6 +12,27 @@
 #[allow(unreachable_pub)]
 pub(crate) mod bindings;
 pub(crate) mod config;
+pub(crate) mod unwinding;
+
+use pyo3::exceptions::PyImportError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+/// Only the main interpreter's objects are buffered, and its module is the only
+/// one. PyO3 itself refuses some sub-interpreters, but not those that share the
+/// main one's state.
+pub(crate) fn refuse_subinterpreter() -> PyResult<()> {
+    extern "C" {
+        fn PyInterpreterState_Main() -> *mut ffi::PyInterpreterState;
+    }
+    // SAFETY: attached: this runs at import.
+    if unsafe { ffi::PyInterpreterState_Get() == PyInterpreterState_Main() } {
+        return Ok(());
+    }
+    Err(PyImportError::new_err(
+        "refbuf works in the main interpreter only, and this is a subinterpreter: import it in the main interpreter",
+    ))
+}
 
 #[cfg(buffered)]
 mod free_threaded;

@@ -149,6 +149,7 @@ fn touch(py: Python<'_>, object: Bound<'_, PyAny>, variant: &str, pairs: u64) ->
 /// The module.
 #[pymodule(gil_used = false)]
 fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    interp::refuse_subinterpreter()?;
     interp::start(module)?;
     capi::add_to(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -14,6 +14,7 @@ use pyo3::types::PyList;
 use super::plan::{Length, Plan, Variant};
 use super::worker::{gather, Batch, Channels, Share, Worker};
 use crate::interp;
+use crate::interp::unwinding::detached;
 
 /// Batches on their way, for each thread of handoff.
 const BATCHES_UNDER_WAY: usize = 16;
@@ -92,7 +93,7 @@ pub(crate) struct Report {
 pub(crate) fn run(py: Python<'_>, plan: Plan) -> PyResult<Report> {
     let before = atomics();
     let run = Arc::new(Run { plan, start: Start::default(), stop: AtomicBool::new(false) });
-    let mut shares = py.detach(|| start_and_join(&run))?;
+    let mut shares = detached(py, || start_and_join(&run))?;
     let mut report = sum_up(py, &run.plan, &mut shares)?;
     if run.plan.variant != Variant::Stock {
         report.atomics_per_1000_pairs = (atomics() - before) as f64 * 1000.0 / report.pairs.max(1) as f64;
@@ -157,7 +158,7 @@ fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<J
                 // Those that run for a time would wait for nobody.
                 run.stop.store(true, Ordering::Relaxed);
             }
-            let go = py.detach(|| run.start.ready());
+            let go = detached(py, || run.start.ready());
             let worker = worker?;
             match go {
                 Some(started) => Ok(worker.run(py, started, &run.stop)),

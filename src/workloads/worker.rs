@@ -14,6 +14,7 @@ use rand_distr::{Distribution, Zipf};
 
 use super::plan::{Length, Plan, Variant, Workload};
 use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Task};
+use crate::interp::unwinding::detached;
 
 /// Pairs between two looks at the clock or the stop flag.
 const CHUNK: u64 = 1024;
@@ -134,7 +135,7 @@ impl Worker {
             };
             chunks += 1;
             if chunks % CHUNKS_ATTACHED == 0 {
-                py.detach(|| ());
+                detached(py, || ());
             }
         }
         let elapsed = started.elapsed();
@@ -156,7 +157,7 @@ impl Worker {
                 Err(TrySendError::Full(back)) => {
                     batch = back;
                     if !self.drop_received() {
-                        py.detach(std::thread::yield_now);
+                        detached(py, std::thread::yield_now);
                     }
                 }
                 // The next thread is done: what it would have dropped is ours.
@@ -197,7 +198,7 @@ impl Worker {
             loop {
                 match own.try_recv() {
                     Ok(batch) => self.drop_batch(&batch),
-                    Err(TryRecvError::Empty) => py.detach(std::thread::yield_now),
+                    Err(TryRecvError::Empty) => detached(py, std::thread::yield_now),
                     Err(TryRecvError::Disconnected) => break,
                 }
             }

@@ -221,7 +221,7 @@ fn an_object_that_is_wanted_moves_in_where_the_resident_is_idle() {
     }
     let totals = registry.summary().totals;
     assert_eq!(totals.evictions, 1);
-    assert!(totals.hits() > 190, "{totals:?}");
+    assert!(totals.hits() > 180, "{totals:?}");
     assert_eq!(Cell::count(idle), 1, "settled when it was evicted");
     for object in [idle, wanted] {
         thread.dec(object);

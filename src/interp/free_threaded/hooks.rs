@@ -28,6 +28,7 @@ use crate::core::heartbeat::{Heartbeat, Host};
 use crate::core::registry::{State, Thread};
 use crate::core::sync::MutexGuard;
 use crate::core::Scope;
+use crate::interp::unwinding::detached;
 
 /// The settler, with the default heartbeat of 10 ms.
 pub(super) static HEARTBEAT: Heartbeat = Heartbeat::new(10_000);
@@ -82,7 +83,7 @@ pub(crate) fn flush_all(py: Python<'_>) {
     // What another thread took over before us is its to release: give it time.
     let deadline = Instant::now() + FLUSH_PATIENCE;
     while REGISTRY.others_release(thread_id()) && Instant::now() < deadline {
-        py.detach(|| std::thread::sleep(Duration::from_micros(50)));
+        detached(py, || std::thread::sleep(Duration::from_micros(50)));
     }
 }
 
@@ -138,7 +139,7 @@ fn on_gc(phase: &str, _info: &Bound<'_, PyAny>) {
 fn on_exit(py: Python<'_>) {
     REGISTRY.close();
     settle_all();
-    py.detach(|| HEARTBEAT.stop(PATIENCE));
+    detached(py, || HEARTBEAT.stop(PATIENCE));
     // What the settler had in hand, if it was stopped in the middle.
     settle_all();
 }
@@ -149,7 +150,7 @@ fn on_exit(py: Python<'_>) {
 fn before_fork(py: Python<'_>) {
     // From a finalizer in the settler itself, there is no waiting for it.
     if !super::thread::is_settling() {
-        py.detach(|| HEARTBEAT.stop(PATIENCE));
+        detached(py, || HEARTBEAT.stop(PATIENCE));
     }
 }
 

@@ -31,6 +31,7 @@ use pyo3::prelude::*;
 use super::thread::thread_id;
 use crate::core::{Address, Counted};
 use crate::interp::bindings::{REFBUF_OFFSET_LOCAL, REFBUF_OFFSET_SHARED, REFBUF_OFFSET_TID};
+use crate::interp::unwinding::HangOnUnwind;
 
 const SHARED_SHIFT: u32 = 2;
 const FLAGS: isize = 3;
@@ -176,24 +177,10 @@ unsafe fn total(op: *mut PyObject) -> isize {
 }
 
 extern "C-unwind" {
-    /// pyo3 declares it as unable to unwind; see `HangOnUnwind`.
+    /// pyo3 declares it as unable to unwind; see [`crate::interp::unwinding`].
     fn Py_DecRef(op: *mut PyObject);
     /// Include/object.h.
     fn _Py_DecRefShared(op: *mut PyObject);
-}
-
-/// While the interpreter shuts down, 3.13 ends a daemon thread that tries to
-/// attach (`pthread_exit`), which unwinds its stack. A finalizer may be there.
-/// No frame of Rust may be unwound so: the thread hangs in place, as 3.14 does
-/// itself.
-struct HangOnUnwind;
-
-impl Drop for HangOnUnwind {
-    fn drop(&mut self) {
-        loop {
-            os_thread::park();
-        }
-    }
 }
 
 /// Checks what the headers said against a real object: who owns it, and which

@@ -147,15 +147,15 @@ pub(super) fn current() -> Option<Handle> {
     }
 }
 
-/// This thread's buffer, made if need be; none where the thread or the process
-/// is ending, or where making it would wait for another thread.
-fn current_or_new() -> Option<Handle> {
+/// This thread's buffer, made if need be by `register`; none where the thread or
+/// the process is ending.
+fn current_or_new(register: fn(&Registry<PyCell>) -> Option<Handle>) -> Option<Handle> {
     if let Some(handle) = current() {
         return Some(handle);
     }
     // Arms the destructor; fails once it has run.
     THREAD_END.try_with(|_| ()).ok()?;
-    let handle = REGISTRY.try_register()?;
+    let handle = register(&REGISTRY)?;
     // SAFETY: the slot is this thread's own.
     unsafe { slot().write(handle.as_ptr()) };
     Some(handle)
@@ -191,6 +191,13 @@ pub(super) unsafe fn release_leftovers() {
 pub(super) fn in_main_interpreter() -> bool {
     // SAFETY: attached.
     unsafe { ffi::PyInterpreterState_Get() == MAIN_INTERPRETER.load(Ordering::Relaxed) }
+}
+
+/// No credits without one who gives them back; none at all once closed.
+fn start_settler() {
+    if !REGISTRY.is_closed() {
+        HEARTBEAT.start(&REGISTRY, Settler);
+    }
 }
 
 /// Whether credits may come into this thread's buffer now. Asked inside the
@@ -282,11 +289,11 @@ pub(crate) unsafe fn inc_ref_missed(op: *mut PyObject) {
 #[cold]
 #[inline(never)]
 unsafe fn inc_ref_slow(op: *mut PyObject) {
-    let Some(handle) = current_or_new() else {
+    let Some(handle) = current_or_new(Registry::try_register) else {
         // SAFETY: the caller's promises.
         return unsafe { PyCell::add(op as usize, 1) };
     };
-    HEARTBEAT.start(&REGISTRY, Settler);
+    start_settler();
     // SAFETY: the caller's promises; the buffer is this thread's.
     let outcome = unsafe { handle.as_ref().increment_missed::<PyCell>(op as usize, admit) };
     if outcome == Outcome::Installed && REGISTRY.must_wake() {
@@ -318,11 +325,11 @@ pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
 #[cold]
 #[inline(never)]
 unsafe fn dec_ref_slow(op: *mut PyObject) {
-    let Some(handle) = current_or_new() else {
+    let Some(handle) = current_or_new(Registry::register) else {
         // SAFETY: the caller's promises.
         return unsafe { release_foreign(op) };
     };
-    HEARTBEAT.start(&REGISTRY, Settler);
+    start_settler();
     // SAFETY: the caller's promises; the buffer is this thread's.
     match unsafe { handle.as_ref().decrement_missed::<PyCell>(op as usize, admit) } {
         Outcome::Hit => {}

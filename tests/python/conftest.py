@@ -1,0 +1,117 @@
+"""Set-up: the C extension, the marker for what needs buffers, and subprocesses.
+
+Environment, for runs of the suite within the suite (test_settings.py):
+REFBUF_TEST_SLOTS is the number of slots to configure.
+"""
+
+import contextlib
+import faulthandler
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import textwrap
+
+import pytest
+import refbuf
+from building import HERE, compile_extension
+
+# A test that takes longer hangs: then all threads' stacks are shown.
+LONGEST_TEST = 150
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs_buffering: on builds with a GIL nothing is buffered")
+    if "REFBUF_TEST_SLOTS" in os.environ:
+        refbuf.configure(slots=int(os.environ["REFBUF_TEST_SLOTS"]))
+    config.extensions = tempfile.mkdtemp(prefix="refbuf-tests-")
+    for name in "countext", "countext_too":
+        compile_extension(name, config.extensions)
+    sys.path.insert(0, config.extensions)
+    # pytest puts another file in the place of standard error.
+    config.real_stderr = os.fdopen(os.dup(2), "w")
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.extensions, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        unbuffered = pytest.mark.skip(reason="attached threads do not buffer on builds with a GIL")
+        for item in items:
+            if "needs_buffering" in item.keywords:
+                item.add_marker(unbuffered)
+
+
+@pytest.fixture(autouse=True)
+def watchdog(request):
+    """Ends a run that hangs, and says where."""
+    faulthandler.dump_traceback_later(LONGEST_TEST, exit=True, file=request.config.real_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(autouse=True)
+def quiet_buffers():
+    """Every test starts with all credits settled and the heartbeat at 10 ms."""
+    refbuf.configure(heartbeat_ms=10)
+    refbuf.flush_all()
+
+
+@pytest.fixture
+def environment(request):
+    """For processes that import what the tests import."""
+    paths = [str(HERE), request.config.extensions, os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONWARNINGS": "ignore::DeprecationWarning",  # fork with threads
+    }
+
+
+@pytest.fixture
+def run_process(environment):
+    """Runs a command, which must end in time, well, and without a word on
+    standard error, unless told otherwise; returns what it printed."""
+
+    def run(command, *, timeout=60, returncode=0, stderr="", env=None):
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, **(env or {})},
+        )
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler shows where it hangs
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                out, err = process.communicate(timeout=10)
+                pytest.fail(f"hung for {timeout} s\n{out}\n{err}")
+            process.kill()
+            raise
+        assert process.returncode == returncode, f"return code {process.returncode}\n{out}\n{err}"
+        if stderr is not None:
+            assert err == stderr
+        return out
+
+    return run
+
+
+@pytest.fixture
+def run_python(run_process):
+    """Runs code, with `first` before it, in an interpreter of its own; see
+    run_process."""
+
+    def run(code, *arguments, first="", **options):
+        code = first + textwrap.dedent(code)
+        return run_process([sys.executable, "-c", code, *arguments], **options)
+
+    return run
