@@ -119,7 +119,7 @@ class Counts(RuleBasedStateMachine):
     def flush_all(self):
         refbuf.flush_all()
         for address, references in self.living.values():
-            assert wait_until(lambda: self.owned(countext.stock_count, address) == references)
+            assert self.comes_to(countext.stock_count, address, references)
 
     @rule(thread=NUMBERS)
     def collect(self, thread):
@@ -133,7 +133,7 @@ class Counts(RuleBasedStateMachine):
     @invariant()
     def counts_are_the_models(self):
         for address, references in self.living.values():
-            assert wait_until(lambda: self.owned(countext.count, address) == references)
+            assert self.comes_to(countext.count, address, references)
 
     @invariant()
     def nothing_died_but_what_the_model_says(self):
@@ -150,11 +150,15 @@ class Counts(RuleBasedStateMachine):
 
         assert wait_until(all_are_dead), (self.log, self.living)
 
-    def owned(self, count, address):
-        """A count, with what waits for the object's owner done: until then the
-        interpreter's queue has a reference of its own."""
-        self.owners_look()
-        return count(address)
+    def comes_to(self, count, address, references):
+        """Whether a count is that, once what waits for the object's owner is
+        done: until then the interpreter's queue has a reference of its own."""
+
+        def is_that():
+            self.owners_look()
+            return count(address) == references
+
+        return wait_until(is_that)
 
     def owners_look(self):
         """The interpreter leaves it to an object's owner to subtract what others
