@@ -185,7 +185,7 @@ static inline int refbuf_import(void)
     if (api->size < sizeof(RefBuf_API)) {
         PyErr_SetString(PyExc_ImportError,
                         "the installed refbuf is older than the refbuf.h that this extension was compiled"
-                        " with: upgrade refbuf");
+                        " with: upgrade refbuf, or rebuild the extension");
         return -1;
     }
     /* The table first: whoever sees the distance may need it. */

@@ -100,7 +100,7 @@ def _attempt(function, arguments):
 def give_credits(worker, address):
     """Has the worker's buffer hold credits on the object. An increment that
     finds the registry busy does without, so once may not be enough."""
-    for _ in range(200 if BUFFERED else 1):
+    for _ in range(30 if BUFFERED else 1):
         worker.do(countext.touch, address, 3)
         if countext.stock_count(address) > countext.count(address):
             break
