@@ -146,11 +146,20 @@ fn touch(py: Python<'_>, object: Bound<'_, PyAny>, variant: &str, pairs: u64) ->
     Ok(())
 }
 
+/// At exit, before the buffers are closed.
+#[pyfunction]
+fn end_workloads(py: Python<'_>) {
+    driver::close(py);
+}
+
 /// The module.
 #[pymodule(gil_used = false)]
 fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     interp::refuse_subinterpreter()?;
     interp::start(module)?;
+    // After the interpreter's hooks, and so run before them.
+    let at_exit = module.py().import("atexit")?;
+    at_exit.call_method1("register", (wrap_pyfunction!(end_workloads, module)?,))?;
     capi::add_to(module)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("WORKLOADS", Workload::ALL.map(|(name, _)| name))?;

@@ -1,6 +1,6 @@
 //! Threads that start together, run a share each, and are summed up.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -70,6 +70,62 @@ impl Start {
     }
 }
 
+/// Worker threads of all runs.
+static WORKERS: AtomicUsize = AtomicUsize::new(0);
+/// The interpreter is about to go away.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// How long the exit waits for workers, each of which looks after every chunk.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// At exit: ends all runs, refuses new ones, and waits for the workers. They
+/// must not attach or detach while the interpreter frees what that needs.
+pub(crate) fn close(py: Python<'_>) {
+    CLOSED.store(true, Ordering::SeqCst);
+    let deadline = Instant::now() + EXIT_PATIENCE;
+    detached(py, || {
+        while WORKERS.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+/// Whether workers should end.
+pub(super) fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
+/// A daemon thread that is still here when all is closed hangs, as the
+/// interpreter would have it, rather than print a traceback to nobody. The main
+/// thread, in another exit hook, gets its error.
+fn hang_if_daemon(py: Python<'_>) {
+    // SAFETY: plain system calls.
+    let is_main = unsafe { libc::getpid() == libc::gettid() };
+    if is_closed() && !is_main {
+        detached(py, || loop {
+            thread::park();
+        });
+    }
+}
+
+/// Counts a worker for as long as its thread may be attached.
+struct Working;
+
+impl Working {
+    /// None once closed. Counted first, then looked: `close` does the reverse.
+    fn start() -> Option<Working> {
+        WORKERS.fetch_add(1, Ordering::SeqCst);
+        let working = Working;
+        (!CLOSED.load(Ordering::SeqCst)).then_some(working)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        WORKERS.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// What a run has come to.
 pub(crate) struct Report {
     /// Done by all threads together.
@@ -93,7 +149,9 @@ pub(crate) struct Report {
 pub(crate) fn run(py: Python<'_>, plan: Plan) -> PyResult<Report> {
     let before = atomics();
     let run = Arc::new(Run { plan, start: Start::default(), stop: AtomicBool::new(false) });
-    let mut shares = detached(py, || start_and_join(&run))?;
+    let shares = detached(py, || start_and_join(&run));
+    hang_if_daemon(py);
+    let mut shares = shares?;
     let mut report = sum_up(py, &run.plan, &mut shares)?;
     if run.plan.variant != Variant::Stock {
         report.atomics_per_1000_pairs = (atomics() - before) as f64 * 1000.0 / report.pairs.max(1) as f64;
@@ -151,7 +209,9 @@ fn ring(threads: usize) -> Vec<Channels> {
 
 fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<JoinHandle<PyResult<Share>>> {
     let run = Arc::clone(run);
+    let working = Working::start().ok_or_else(|| std::io::Error::other("the interpreter is shutting down"))?;
     thread::Builder::new().name(format!("refbuf-worker-{thread}")).spawn(move || {
+        let _working = working;
         Python::attach(|py| {
             let worker = Worker::new(py, &run.plan, thread, Some(channels));
             if worker.is_err() {

@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 
+use super::driver::is_closed;
 use super::plan::{Length, Plan, Variant, Workload};
 use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Task};
 use crate::interp::unwinding::detached;
@@ -126,7 +127,7 @@ impl Worker {
             Length::Time(_) => u64::MAX,
         };
         let (mut pairs, mut chunks) = (0, 0u64);
-        while pairs < wanted && !stop.load(Ordering::Relaxed) {
+        while pairs < wanted && !stop.load(Ordering::Relaxed) && !is_closed() {
             pairs += match self.workload {
                 Workload::Handoff => self.hand_over(py, wanted - pairs),
                 // SAFETY: attached; the task's pointers are to vectors of ours
