@@ -121,7 +121,7 @@ impl Heartbeat {
     }
 
     /// Asks the settler to end, and waits for it up to `patience`; it may be in
-    /// a finalizer that waits for the caller. True if there is none any more.
+    /// a finalizer that waits for the caller. True if it has ended.
     /// The caller must be detached.
     pub fn stop(&self, patience: Duration) -> bool {
         let ended = self.ended.load(Ordering::Acquire);
