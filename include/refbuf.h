@@ -13,7 +13,7 @@
  * Semantics are those of the CPython macros with the same ending. On builds of
  * CPython with a GIL the macros are CPython's own.
  *
- * Each thread has a buffer: a direct-mapped table of *credits*, references that
+ * Each thread has a buffer: a table of *credits*, references that
  * this thread has already counted on an object. A hit spends one (increment) or
  * takes one back (decrement) with plain stores to the thread's own memory.
  * Everything else is out of line. This header is the one source of the layouts
@@ -78,7 +78,7 @@ typedef struct RefBuf_Slot {
 typedef struct RefBuf_Buffer {
     uint32_t busy;
     uint32_t attention;
-    uintptr_t byte_mask; /* (number of slots - 1) * sizeof(RefBuf_Slot) */
+    uintptr_t byte_mask; /* (number of slots - 2) * sizeof(RefBuf_Slot): where pairs begin */
     RefBuf_Slot *slots;
     uint32_t skip; /* operations that leave the table alone, because it does not pay */
 } RefBuf_Buffer;
@@ -88,7 +88,7 @@ typedef struct RefBuf_Stats {
     uint64_t hits;         /* increments and decrements served by a slot */
     uint64_t misses;       /* left to CPython's own path */
     uint64_t acquires;     /* batches of credits counted on an object */
-    uint64_t take_ins;     /* references taken in by a decrement */
+    uint64_t take_ins;     /* references taken in by a decrement that acquired none */
     uint64_t evictions;    /* residents that made room for another object */
     uint64_t settles;      /* slots whose credits went back to the object */
     uint64_t parked;       /* releases put off to a safe point */
@@ -282,11 +282,14 @@ static inline void RefBuf_GetStats(RefBuf_Stats *stats)
 #define REFBUF_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define REFBUF_ALWAYS_INLINE __attribute__((always_inline)) static inline
 
-/* The slot that `op` maps to: a multiplicative hash, as a byte offset. */
+/* The slot for `op`, if there is one: a multiplicative hash, as a byte offset,
+ * gives a pair of slots, and the second is looked at where the first is for
+ * another object. Without a branch: which of the two it is nobody can predict. */
 static inline RefBuf_Slot *refbuf_slot(const RefBuf_Buffer *buffer, uintptr_t op)
 {
     uintptr_t hash = (uintptr_t)(((uint64_t)op * REFBUF_MIX) >> REFBUF_HASH_SHIFT);
-    return (RefBuf_Slot *)((char *)buffer->slots + (hash & buffer->byte_mask));
+    RefBuf_Slot *pair = (RefBuf_Slot *)((char *)buffer->slots + (hash & buffer->byte_mask));
+    return pair + (__atomic_load_n(&pair->object, __ATOMIC_RELAXED) != op);
 }
 
 /* This thread's buffer: one load, behind the thread pointer. A thread that has

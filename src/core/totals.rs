@@ -21,7 +21,7 @@ pub struct Totals {
     pub misses: u64,
     /// Batches of credits counted on an object.
     pub acquires: u64,
-    /// References taken in by a decrement that missed.
+    /// References taken in by a decrement that missed, and acquired nothing.
     pub take_ins: u64,
     /// Residents with credits that made room for another object.
     pub evictions: u64,

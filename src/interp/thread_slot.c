@@ -14,10 +14,10 @@
 
 #if REFBUF_BUFFERED
 
-/* The buffer of a thread that has none: its only slot is for no object, so that
+/* The buffer of a thread that has none: its only slots are for no object, so that
  * everything misses, and nothing is ever written here. */
-static RefBuf_Slot no_slot = {1, 0};
-RefBuf_Buffer refbuf_no_buffer = {0, 0, 0, &no_slot, 0};
+static RefBuf_Slot no_slots[2] = {{1, 0}, {1, 0}};
+RefBuf_Buffer refbuf_no_buffer = {0, 0, 0, no_slots, 0};
 
 #  if defined(__ELF__)
 __attribute__((tls_model("initial-exec")))

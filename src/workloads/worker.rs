@@ -9,6 +9,7 @@ use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 
@@ -86,7 +87,7 @@ impl Worker {
         };
         let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (thread as u64 + 1);
         let mut random = SmallRng::seed_from_u64(seed);
-        let order = zipf_order(plan.workload, objects.len(), &mut random);
+        let order = zipf_order(plan, objects.len(), &mut random);
         let held = match plan.workload {
             Workload::Random => vec![ptr::null_mut(); HELD],
             Workload::Handoff => vec![ptr::null_mut(); BATCH],
@@ -248,15 +249,17 @@ fn known(kernel: RefBuf_Kernel) -> unsafe extern "C" fn(*mut RefBuf_Task, u64) -
 }
 
 /// Indices with a few often and most seldom. Which are the frequent ones is the
-/// same in all threads: they share them.
-fn zipf_order(workload: Workload, count: usize, random: &mut SmallRng) -> Vec<u32> {
-    if workload != Workload::Zipf {
+/// same in all threads of a run: they share them.
+fn zipf_order(plan: &Plan, count: usize, random: &mut SmallRng) -> Vec<u32> {
+    if plan.workload != Workload::Zipf {
         return Vec::new();
     }
     let zipf = Zipf::new(count as f64, SKEW).expect("count is not 0");
-    // Spread over the table, so that frequent objects are not neighbours.
-    let spread = |rank: usize| (rank * 2_654_435_761) % count;
-    (0..ORDER).map(|_| spread(zipf.sample(random) as usize - 1) as u32).collect()
+    // Shuffled: a regular order of regular addresses would be the hash's best
+    // case or its worst.
+    let mut by_rank: Vec<u32> = (0..count as u32).collect();
+    by_rank.shuffle(&mut SmallRng::seed_from_u64(plan.seed));
+    (0..ORDER).map(|_| by_rank[zipf.sample(random) as usize - 1]).collect()
 }
 
 /// The references that threads have kept, as a list.

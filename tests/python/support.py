@@ -176,15 +176,20 @@ def settled_counts(objects):
     return counts(objects)
 
 
-def same_slot(first, slots=1024, make=Plain):
-    """A new object that shares its slot with another."""
-    slot = countext.slot(first, slots)
+def same_pair(first, slots=1024, make=Plain):
+    """A new object that has the same two places as another."""
+    pair = countext.pair(first, slots)
     others = []  # their addresses are not wanted again
     while True:
         other = make()
-        if countext.slot(id(other), slots) == slot:
+        if countext.pair(id(other), slots) == pair:
             return other
         others.append(other)
+
+
+def rivals(first, slots=1024):
+    """New objects for the places of another, one too many."""
+    return [same_pair(first, slots) for _ in range(min(slots, 2))]
 
 
 def in_child(check):

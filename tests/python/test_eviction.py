@@ -28,7 +28,7 @@ def test_counts_are_exact_and_every_eviction_path_runs(run_in_small_table):
         import collections
         import countext
         from refbuf import workloads
-        from support import Plain, Worker, addresses, counts, in_threads, same_slot, settled_counts
+        from support import Plain, Worker, addresses, counts, in_threads, rivals, settled_counts
 
         assert refbuf.stats().slots == SLOTS
         objects = [Plain() for _ in range(10_000)]
@@ -43,10 +43,11 @@ def test_counts_are_exact_and_every_eviction_path_runs(run_in_small_table):
         few = addresses(objects[:3 * SLOTS])
         for turn in range(20):
             in_threads(8, lambda number: countext.churn(few, 2_000, 8 * turn + number))
-        rival = same_slot(id(objects[0]), SLOTS)
+        others = rivals(id(objects[0]), SLOTS)
+        one_too_many = [id(objects[0]), *addresses(others)]
         with Worker() as worker:
             for turn in range(150):
-                worker.do(countext.touch, id((objects[0], rival)[turn % 2]), 30)
+                worker.do(countext.touch, one_too_many[turn % len(one_too_many)], 100)
         with Worker() as worker:
             for address in addresses(objects[:200]):
                 countext.stock_incref(address)
@@ -65,17 +66,19 @@ def test_counts_are_exact_and_every_eviction_path_runs(run_in_small_table):
     )
 
 
-# Objects in one slot of the worker's table; `first` only its credits hold.
+# One object too many for two places; `first` only the worker's credits hold.
 LAST_REFERENCE_IN_CREDITS = """
 import threading, time
 import countext
-from support import Tracked, Worker, handed_over, left_to_credits, same_slot
+from support import Tracked, Worker, handed_over, left_to_credits, rivals
 
 log = []
 worker = Worker()
 first = left_to_credits(worker, lambda: Tracked(log, threading.get_ident()))
 assert log == []
-second = same_slot(first, SLOTS)
+*used, second = rivals(first, SLOTS)
+for thing in used:
+    worker.do(countext.touch, id(thing), 50)
 
 def evict():
     '''Increments until the second object has the slot; how much of the log they wrote.'''
@@ -143,9 +146,9 @@ def test_the_parked_list_is_bounded_and_nothing_in_it_is_lost(run_in_small_table
             for _ in range(created):
                 thing = Tracked(log)
                 address = id(thing)
-                assert worker.do(countext.incref_watching, address, 20, log) == 0
+                assert worker.do(countext.incref_watching, address, 100, log) == 0
                 del thing
-                countext.stock_decref(address, 20)
+                countext.stock_decref(address, 100)
             assert 64 <= created - len(log) <= 64 + SLOTS
             assert refbuf.stats().parked == 64
             worker.do(refbuf.flush)
@@ -187,7 +190,7 @@ def test_a_finalizer_of_a_parked_object_may_count_and_evict(run_in_small_table):
     run_in_small_table(
         """
         import countext
-        from support import Plain, Tracked, Worker, addresses, left_to_credits, same_slot
+        from support import Plain, Tracked, Worker, addresses, left_to_credits, rivals
 
         class Counting(Tracked):
             def __del__(self):
@@ -202,9 +205,9 @@ def test_a_finalizer_of_a_parked_object_may_count_and_evict(run_in_small_table):
         with Worker() as worker:
             for _ in range(50):
                 address = left_to_credits(worker, lambda: Counting(log))
-                rival = same_slot(address, SLOTS)
-                worker.do(countext.incref, id(rival), 10)
-                worker.do(countext.decref, id(rival), 10)
+                for rival in rivals(address, SLOTS):
+                    worker.do(countext.incref, id(rival), 100)
+                    worker.do(countext.decref, id(rival), 100)
             worker.do(refbuf.flush)
         refbuf.flush_all()
         assert len(log) == len(nested) == 50

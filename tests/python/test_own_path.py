@@ -7,7 +7,7 @@ import refbuf
 from refbuf import workloads
 
 import countext
-from support import Plain, Tracked, Worker, give_credits, handed_over, same_slot, wait_until
+from support import Plain, Tracked, Worker, give_credits, handed_over, rivals, wait_until
 
 # Nobody settles meanwhile.
 HEARTBEAT_OFF = """
@@ -151,14 +151,14 @@ def test_a_working_set_far_larger_than_the_table_costs_what_it_costs_without_buf
 
 
 @pytest.mark.needs_buffering
-def test_two_objects_that_share_a_slot_do_not_evict_each_other_for_ever():
+def test_objects_that_share_too_few_places_do_not_evict_each_other_for_ever():
     first = Plain()
-    second = same_slot(id(first))
+    objects = [first, *rivals(id(first))]
 
     def alternate():
         for _ in range(2_000):
-            countext.touch(id(first))
-            countext.touch(id(second))
+            for thing in objects:
+                countext.touch(id(thing))
 
     refbuf.configure(heartbeat_ms=1000)
     before = idle_stats()
@@ -170,12 +170,13 @@ def test_two_objects_that_share_a_slot_do_not_evict_each_other_for_ever():
 @pytest.mark.needs_buffering
 def test_an_object_that_is_wanted_gets_the_slot_of_one_that_is_not():
     first = Plain()
-    second = same_slot(id(first))
+    second, third = rivals(id(first))
     with Worker() as worker:
         give_credits(worker, id(first))
-        worker.do(countext.touch, id(second), 100)
+        give_credits(worker, id(second))
+        worker.do(countext.touch, id(third), 100)
         before = refbuf.stats()
-        worker.do(countext.touch, id(second), 100)
+        worker.do(countext.touch, id(third), 100)
         assert refbuf.stats().hits - before.hits >= 190
 
 

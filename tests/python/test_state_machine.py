@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import countext
-from support import Tracked, Worker, same_slot, wait_until
+from support import Tracked, Worker, same_pair, wait_until
 
 UPS = (countext.incref, countext.incref_call, countext.stock_incref)
 DOWNS = (countext.decref, countext.decref_call, countext.stock_decref)
@@ -71,11 +71,11 @@ class Counts(RuleBasedStateMachine):
 
     @precondition(lambda self: 0 < len(self.living) < 6)
     @rule(number=NUMBERS)
-    def make_one_that_shares_a_slot(self, number):
+    def make_one_for_the_same_places(self, number):
         address, _ = self.living[self.one(number)]
         name = self.made
         self.made += 1
-        thing = same_slot(address, refbuf.stats().slots, lambda: Tracked([], name))
+        thing = same_pair(address, refbuf.stats().slots, lambda: Tracked([], name))
         thing.log = self.log
         self.adopt(name, thing)
 

@@ -310,9 +310,14 @@ pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
     if let Some(handle) = current() {
         // SAFETY: the buffer is this thread's.
         let buffer = unsafe { handle.as_ref() };
-        if !buffer.gate().is_parked() && buffer.denies(op as usize) {
+        if buffer.denies(op as usize) {
             // SAFETY: the caller's promises.
-            return unsafe { release_foreign(op) };
+            unsafe { release_foreign(op) };
+            if buffer.gate().is_parked() {
+                // SAFETY: a decrement is a safe point.
+                unsafe { release_parked(handle) };
+            }
+            return;
         }
     }
     // SAFETY: the caller's promises.

@@ -76,9 +76,9 @@ OF_ONE(stock_count, PyLong_FromSsize_t(Py_REFCNT(op)))
 OF_ONE(new_ref, RefBuf_NewRef(op))
 OF_ONE(xnew_ref, RefBuf_XNewRef(op))
 
-/* slot(address, slots): which slot of a table of that size the object maps to, by
- * the header's own hash; 0 where there are no tables. */
-static PyObject *slot(PyObject *Py_UNUSED(module), PyObject *args)
+/* pair(address, slots): which pair of slots of a table of that size the object maps
+ * to, by the header's own hash; 0 where there are no tables. */
+static PyObject *pair(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_ssize_t address, slots;
     if (!PyArg_ParseTuple(args, "nn", &address, &slots)) {
@@ -88,9 +88,9 @@ static PyObject *slot(PyObject *Py_UNUSED(module), PyObject *args)
     static RefBuf_Slot table[1024];
     RefBuf_Buffer buffer;
     memset(&buffer, 0, sizeof buffer);
-    buffer.byte_mask = (uintptr_t)(slots - 1) * sizeof(RefBuf_Slot);
+    buffer.byte_mask = (uintptr_t)(slots - 2) * sizeof(RefBuf_Slot);
     buffer.slots = table;
-    return PyLong_FromSsize_t(refbuf_slot(&buffer, (uintptr_t)address) - table);
+    return PyLong_FromSsize_t((refbuf_slot(&buffer, (uintptr_t)address) - table) / 2);
 #else
     return PyLong_FromLong(0);
 #endif
@@ -236,7 +236,7 @@ static PyMethodDef methods[] = {
     {"stock_count", stock_count, METH_VARARGS, NULL},
     {"new_ref", new_ref, METH_VARARGS, NULL},
     {"xnew_ref", xnew_ref, METH_VARARGS, NULL},
-    {"slot", slot, METH_VARARGS, NULL},
+    {"pair", pair, METH_VARARGS, NULL},
     {"incref_watching", incref_watching, METH_VARARGS, NULL},
     {"churn", churn, METH_VARARGS, NULL},
     {"count_null", count_null, METH_NOARGS, NULL},
