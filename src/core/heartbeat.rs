@@ -13,6 +13,11 @@
 //! | `RUNNING` | it runs: credits may be acquired |
 //! | `FAILED` | the system gave no thread; no credits are acquired until `retry` |
 //!
+//! Above the phase, the word has the settler's number, so that a thread which is
+//! late in starting one does not take the next one for its own. `thread` is
+//! written by the settler itself, before its first look: whoever installs
+//! credits earlier and wakes nobody is found by that look.
+//!
 //! Starting and waking block on nobody, so that an increment may do both (R2):
 //! the handle that is woken is leaked, a few words for each settler ever started
 //! (one, and one more after a fork).
@@ -29,6 +34,10 @@ const ABSENT: u32 = 0;
 const STARTING: u32 = 1;
 const RUNNING: u32 = 2;
 const FAILED: u32 = 3;
+/// Mask of the phase.
+const PHASE: u32 = 3;
+/// One settler more.
+const NEXT: u32 = 4;
 
 /// Looks at all buffers for each heartbeat.
 const LOOKS: u32 = 2;
@@ -46,6 +55,7 @@ pub trait Host: Send + 'static {
 /// The settler thread and how others speak to it.
 #[derive(Debug)]
 pub struct Heartbeat {
+    /// Phase and number of the settler.
     phase: AtomicU32,
     stop: AtomicBool,
     /// Settlers that have ended.
@@ -81,38 +91,47 @@ impl Heartbeat {
     /// Whether the settler runs. One load: on the path of every acquire.
     #[inline]
     pub fn is_running(&self) -> bool {
-        self.phase.load(Ordering::Acquire) == RUNNING
+        self.phase.load(Ordering::Acquire) & PHASE == RUNNING
     }
 
     /// Starts the settler unless there is one, or the system has refused one.
     pub fn start<O: Counted>(&'static self, registry: &'static Registry<O>, host: impl Host) {
-        if self.phase.load(Ordering::Relaxed) != ABSENT
-            || self.phase.compare_exchange(ABSENT, STARTING, Ordering::AcqRel, Ordering::Relaxed).is_err()
-        {
+        let absent = self.phase.load(Ordering::Relaxed);
+        let number = (absent & !PHASE).wrapping_add(NEXT);
+        if absent & PHASE != ABSENT || !self.pass(absent, number | STARTING) {
             return;
         }
-        self.stop.store(false, Ordering::Release);
-        let settler = thread::Builder::new().name("refbuf-settler".into()).spawn(move || self.run(registry, &host));
-        match settler {
-            Ok(settler) => {
-                // Leaked on purpose: see the head of this file.
-                let handle = Box::into_raw(Box::new(settler.thread().clone()));
-                self.thread.store(handle, Ordering::Release);
-                // The settler may have been told to stop, and be gone, by now.
-                let _ = self.phase.compare_exchange(STARTING, RUNNING, Ordering::AcqRel, Ordering::Relaxed);
-            }
-            Err(_) => self.phase.store(FAILED, Ordering::Release),
-        }
+        self.stop.store(false, Ordering::SeqCst);
+        let run = move || self.run(registry, &host, number);
+        match thread::Builder::new().name("refbuf-settler".into()).spawn(run) {
+            // It may have been told to stop, and be gone, by now.
+            Ok(_) => self.pass(number | STARTING, number | RUNNING),
+            Err(_) => self.pass(number | STARTING, number | FAILED),
+        };
+    }
+
+    /// From one phase to another, unless it is already past.
+    fn pass(&self, from: u32, to: u32) -> bool {
+        self.phase.compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
     /// Lets the next miss try again, where the system had refused a thread.
     pub fn retry(&self) {
-        let _ = self.phase.compare_exchange(FAILED, ABSENT, Ordering::AcqRel, Ordering::Relaxed);
+        let phase = self.phase.load(Ordering::Relaxed);
+        if phase & PHASE == FAILED {
+            self.pass(phase, phase & !PHASE | ABSENT);
+        }
+    }
+
+    /// Takes back a request to end that was given up: the settler goes on, or
+    /// has ended, and may be started again.
+    pub fn resume(&self) {
+        self.stop.store(false, Ordering::SeqCst);
     }
 
     /// Wakes the settler. Never blocks.
     pub fn wake(&self) {
-        // Acquire: pairs with the release in `start`.
+        // Acquire: pairs with the release in `run`.
         let handle = self.thread.load(Ordering::Acquire);
         if !handle.is_null() {
             // SAFETY: handles are leaked, so it is there for good.
@@ -125,13 +144,14 @@ impl Heartbeat {
     /// The caller must be detached.
     pub fn stop(&self, patience: Duration) -> bool {
         let ended = self.ended.load(Ordering::Acquire);
-        if matches!(self.phase.load(Ordering::Acquire), ABSENT | FAILED) {
+        if matches!(self.phase.load(Ordering::Acquire) & PHASE, ABSENT | FAILED) {
             return true;
         }
-        self.stop.store(true, Ordering::Release);
         let deadline = Instant::now() + patience;
         // Not until there is none: a thread that still counts may start another.
         while self.ended.load(Ordering::Acquire) == ended {
+            // Again and again: another thread that waited may have resumed.
+            self.stop.store(true, Ordering::SeqCst);
             self.wake();
             if Instant::now() >= deadline {
                 return false;
@@ -144,12 +164,30 @@ impl Heartbeat {
     /// In a forked child: the settler is not here.
     pub fn after_fork_in_child(&self) {
         self.thread.store(ptr::null_mut(), Ordering::Relaxed);
-        self.phase.store(ABSENT, Ordering::Release);
+        let phase = self.phase.load(Ordering::Relaxed);
+        self.phase.store(phase & !PHASE | ABSENT, Ordering::Release);
     }
 
     /// The settler's life.
-    fn run<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host) {
-        while !self.stop.load(Ordering::Acquire) {
+    fn run<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host, number: u32) {
+        // Leaked on purpose: see the head of this file.
+        let handle = Box::into_raw(Box::new(thread::current()));
+        self.thread.store(handle, Ordering::Release);
+        loop {
+            self.work(registry, host);
+            self.phase.store(number | ABSENT, Ordering::SeqCst);
+            // A `resume` that came too late for the line above has found no one
+            // to start: either it sees ABSENT, or this sees that it was there.
+            if self.stop.load(Ordering::SeqCst) || !self.pass(number | ABSENT, number | RUNNING) {
+                break;
+            }
+        }
+        self.ended.fetch_add(1, Ordering::Release);
+    }
+
+    /// Beats until told to stop.
+    fn work<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host) {
+        while !self.stop.load(Ordering::SeqCst) {
             let beat = registry.beat();
             if beat.work {
                 host.attached(&mut || {
@@ -167,7 +205,5 @@ impl Heartbeat {
                 thread::park();
             }
         }
-        self.phase.store(ABSENT, Ordering::Release);
-        self.ended.fetch_add(1, Ordering::Release);
     }
 }

@@ -99,13 +99,23 @@ pub(super) fn is_closed() -> bool {
 /// interpreter would have it, rather than print a traceback to nobody. The main
 /// thread, in another exit hook, gets its error.
 fn hang_if_daemon(py: Python<'_>) {
-    // SAFETY: plain system calls.
-    let is_main = unsafe { libc::getpid() == libc::gettid() };
-    if is_closed() && !is_main {
+    if is_closed() && !is_main_thread() {
         detached(py, || loop {
             thread::park();
         });
     }
+}
+
+#[cfg(target_os = "linux")]
+fn is_main_thread() -> bool {
+    // SAFETY: plain system calls.
+    unsafe { libc::getpid() == libc::gettid() }
+}
+
+/// Where it is not known: nobody hangs who should not.
+#[cfg(not(target_os = "linux"))]
+fn is_main_thread() -> bool {
+    true
 }
 
 /// Counts a worker for as long as its thread may be attached.

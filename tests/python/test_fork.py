@@ -361,3 +361,26 @@ if __name__ == "__main__":
         work(0)
     print("all is well")
 """
+
+
+@pytest.mark.needs_buffering
+def test_credits_are_given_back_after_a_fork_that_did_not_wait_for_the_settler(run_forking):
+    """It was in a finalizer, and heard only later that it should have ended."""
+    run_forking(
+        """
+        class Slow:
+            def __del__(self):
+                begun.set()
+                time.sleep(1.5)
+                log.append("slow")
+
+        begun = threading.Event()
+        worker = Worker()
+        left_to_credits(worker, Slow)
+        assert begun.wait(30)
+        left_to_credits(worker, lambda: Tracked(log, "waiting"))
+        assert_child_succeeds(in_child(lambda: None))
+        assert log == []
+        assert wait_until(lambda: log == ["slow", "waiting"]), log
+        """
+    )

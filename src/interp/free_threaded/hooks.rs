@@ -156,6 +156,8 @@ fn before_fork(py: Python<'_>) {
 
 #[pyfunction]
 fn after_fork_in_parent() {
+    // It may not have ended in time.
+    HEARTBEAT.resume();
     let beat = REGISTRY.beat();
     if beat.work || beat.occupied {
         HEARTBEAT.start(&REGISTRY, Settler);
