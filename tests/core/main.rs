@@ -7,6 +7,7 @@
 
 #![cfg(not(loom))]
 
-mod cell;
+#[path = "../driver/mod.rs"]
+mod driver;
 mod model;
 mod stress;

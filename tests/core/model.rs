@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use refbuf::core::{Address, Outcome, Registry, Scope, Shape};
 
-use crate::cell::{settle, Cell, Freed, Thread};
+use crate::driver::{settle, Cell, Freed, Thread};
 
 const THREADS: usize = 3;
 const OBJECTS: usize = 6;
@@ -335,6 +335,41 @@ fn an_object_that_only_decrements_brought_in_acquires_when_it_runs_dry() {
     }
     thread.flush();
     assert_eq!(freed.count(), 1);
+}
+
+#[test]
+fn a_thread_with_a_parked_release_does_not_stand_aside_before_it_is_done() {
+    let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
+    let freed = Arc::new(Freed::default());
+    let [last, other] = [Cell::make(1, &freed), Cell::make(1, &freed)];
+    let thread = Thread::start(&registry);
+    // Its last reference goes into the slot, and from there to the list.
+    thread.inc(last);
+    thread.dec(last);
+    thread.dec(last);
+    while registry.summary().totals.parked == 0 {
+        thread.inc(other);
+    }
+    // SAFETY: this thread's buffer.
+    let buffer = unsafe { thread.handle.as_ref() };
+    let misses = |objects: &[Address]| {
+        for object in objects {
+            thread.inc(*object);
+        }
+        buffer.skips()
+    };
+    let many: Vec<_> = (0..5000).map(|_| Cell::make(1, &freed)).collect();
+    assert!(!misses(&many), "stands aside");
+    assert_eq!(freed.count(), 0);
+    thread.dec(many[0]);
+    assert_eq!(freed.count(), 1, "the next decrement releases it");
+    assert!(misses(&many), "nothing keeps it from standing aside now");
+    thread.flush();
+    for object in many.into_iter().chain([other]) {
+        (0..Cell::count(object)).for_each(|_| thread.dec(object));
+    }
+    thread.flush();
+    assert_eq!(freed.count(), 5002);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use refbuf::core::heartbeat::{Heartbeat, Host};
 use refbuf::core::sync::prepare;
 use refbuf::core::{Address, Registry, Scope, Shape};
 
-use crate::cell::{settle, Cell, Freed, Thread};
+use crate::driver::{settle, Cell, Freed, Thread};
 
 /// Under valgrind and sanitizers: the same paths, fewer times.
 fn scaled(n: usize) -> usize {
@@ -85,11 +85,11 @@ fn stress(shape: Shape) {
                 })
             })
             .collect();
-        for worker in workers {
-            worker.join().unwrap();
-        }
+        // A worker that failed must not leave the settler running.
+        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         stop.store(true, Ordering::Relaxed);
         settler.join().unwrap();
+        ended.into_iter().for_each(|end| end.unwrap());
     });
     settle(&registry, Scope::All);
     assert_eq!(freed.count(), 0, "all are held by this test");

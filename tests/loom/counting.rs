@@ -4,22 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use loom::sync::Arc;
 use loom::thread;
-use refbuf::core::{Registry, Scope, Shape};
+use refbuf::core::{Address, Registry, Scope, Shape};
 
-use crate::cell::{bounded, Cell, Thread, TINY};
+use crate::driver::{settle, Cell, Thread};
+use crate::{bounded, TINY};
 
-/// Settles everything, as a flush of all does.
-fn flush_all(registry: &Registry<Cell>) {
-    // SAFETY: models are always attached; no gate is entered here.
-    unsafe {
-        registry.settle(Scope::All);
-        registry.release_leftovers(0);
-    }
-}
-
-fn equation(registry: &Registry<Cell>, cell: &Cell, program: usize) {
-    let credits = registry.credits_of(cell.address()) as usize;
-    assert_eq!(cell.count(), program + credits, "the counting equation");
+fn equation(registry: &Registry<Cell>, cell: Address, program: usize) {
+    let credits = registry.credits_of(cell) as usize;
+    assert_eq!(Cell::count(cell), program + credits, "the counting equation");
 }
 
 #[test]
@@ -30,20 +22,20 @@ fn the_counting_equation_holds_after_every_interleaving_of_two_owners() {
         let other = {
             let registry = registry.clone();
             thread::spawn(move || {
-                let thread = Thread::start(&registry);
+                let thread = Thread::start(registry.clone());
                 thread.inc(cell);
                 thread.dec(cell);
                 thread.inc(cell);
             })
         };
-        let here = Thread::start(&registry);
+        let here = Thread::start(registry.clone());
         here.inc(cell);
         here.dec(cell);
         other.join().unwrap();
         equation(&registry, cell, 2);
-        flush_all(&registry);
-        assert_eq!(cell.count(), 2);
-        assert_eq!(cell.deaths(), 0);
+        settle(&registry, Scope::All);
+        assert_eq!(Cell::count(cell), 2);
+        assert_eq!(Cell::deaths(cell), 0);
     });
 }
 
@@ -55,17 +47,17 @@ fn no_credit_is_lost_when_a_flush_races_operations() {
         let owner = {
             let registry = registry.clone();
             thread::spawn(move || {
-                let thread = Thread::start(&registry);
+                let thread = Thread::start(registry.clone());
                 thread.inc(cell);
                 thread.dec(cell);
                 thread.inc(cell);
             })
         };
-        flush_all(&registry);
+        settle(&registry, Scope::All);
         owner.join().unwrap();
         equation(&registry, cell, 2);
-        flush_all(&registry);
-        assert_eq!(cell.count(), 2);
+        settle(&registry, Scope::All);
+        assert_eq!(Cell::count(cell), 2);
     });
 }
 
@@ -77,17 +69,17 @@ fn an_object_dies_once_when_its_last_reference_races_the_settler() {
         let owner = {
             let registry = registry.clone();
             thread::spawn(move || {
-                let thread = Thread::start(&registry);
+                let thread = Thread::start(registry.clone());
                 thread.inc(cell);
                 thread.dec(cell);
                 // The model's own reference.
                 thread.dec(cell);
             })
         };
-        flush_all(&registry);
+        settle(&registry, Scope::All);
         owner.join().unwrap();
-        flush_all(&registry);
-        assert_eq!((cell.count(), cell.deaths()), (0, 1));
+        settle(&registry, Scope::All);
+        assert_eq!((Cell::count(cell), Cell::deaths(cell)), (0, 1));
     });
 }
 
@@ -102,7 +94,7 @@ fn an_increment_that_evicts_parks_the_last_reference_and_the_next_decrement_rele
         let owner = {
             let registry = registry.clone();
             thread::spawn(move || {
-                let thread = Thread::start(&registry);
+                let thread = Thread::start(registry.clone());
                 thread.inc(resident);
                 thread.dec(resident);
                 // Now the buffer holds one reference, and the program's last
@@ -118,14 +110,14 @@ fn an_increment_that_evicts_parks_the_last_reference_and_the_next_decrement_rele
             })
         };
         // The settler may come at any moment.
-        flush_all(&registry);
+        settle(&registry, Scope::All);
         owner.join().unwrap();
         if registry.summary().totals.parked > 0 {
             PARKED.store(true, Ordering::Relaxed);
         }
-        flush_all(&registry);
-        assert_eq!((resident.count(), resident.deaths()), (0, 1));
-        assert_eq!((challenger.count(), challenger.deaths()), (1, 0));
+        settle(&registry, Scope::All);
+        assert_eq!((Cell::count(resident), Cell::deaths(resident)), (0, 1));
+        assert_eq!((Cell::count(challenger), Cell::deaths(challenger)), (1, 0));
     });
     assert!(PARKED.load(Ordering::Relaxed), "no interleaving has parked anything");
 }

@@ -5,15 +5,8 @@ use loom::sync::Arc;
 use loom::thread;
 use refbuf::core::{Registry, Scope};
 
-use crate::cell::{bounded, Cell, Thread, TINY};
-
-fn settle(registry: &Registry<Cell>, scope: Scope) {
-    // SAFETY: models are always attached; no gate is entered here.
-    unsafe {
-        registry.settle(scope);
-        registry.release_leftovers(0);
-    }
-}
+use crate::driver::{settle, Cell, Thread};
+use crate::{bounded, TINY};
 
 #[test]
 fn no_credit_is_lost_when_a_thread_ends_while_the_settler_works() {
@@ -23,7 +16,7 @@ fn no_credit_is_lost_when_a_thread_ends_while_the_settler_works() {
         let ending = {
             let registry = registry.clone();
             thread::spawn(move || {
-                let thread = Thread::start(&registry);
+                let thread = Thread::start(registry.clone());
                 thread.inc(cell);
                 thread.dec(cell);
                 thread.end();
@@ -35,7 +28,7 @@ fn no_credit_is_lost_when_a_thread_ends_while_the_settler_works() {
         // The next beat finds the orphan, if this one did not.
         registry.beat();
         settle(&registry, Scope::Cold);
-        assert_eq!(cell.count(), 1);
+        assert_eq!(Cell::count(cell), 1);
         assert_eq!(registry.summary().orphans, 0);
         assert_eq!(registry.summary().totals.credits, 0);
     });
@@ -46,7 +39,7 @@ fn after_closing_and_settling_no_credit_is_left_whatever_threads_still_count() {
     bounded(|| {
         let registry = Arc::new(Registry::<Cell>::new(TINY));
         let [cell, _] = Cell::make();
-        let thread = Thread::start(&registry);
+        let thread = Thread::start(registry.clone());
         let daemon = thread::spawn(move || {
             thread.inc(cell);
             thread.dec(cell);
@@ -56,7 +49,7 @@ fn after_closing_and_settling_no_credit_is_left_whatever_threads_still_count() {
         daemon.join().unwrap();
         // Nothing has come in since.
         assert_eq!(registry.summary().totals.credits, 0);
-        assert_eq!(cell.count(), 1);
+        assert_eq!(Cell::count(cell), 1);
     });
 }
 
@@ -66,14 +59,14 @@ fn the_heartbeat_never_sleeps_on_credits_that_nobody_announces() {
         let registry = Arc::new(Registry::<Cell>::new(TINY));
         let woken = Arc::new(AtomicBool::new(false));
         let [cell, _] = Cell::make();
-        let thread = Thread::start(&registry);
+        let thread = Thread::start(registry.clone());
         let owner = {
             let (registry, woken) = (registry.clone(), woken.clone());
             thread::spawn(move || {
                 // SAFETY: this thread's buffer.
                 let buffer = unsafe { thread.handle.as_ref() };
                 // SAFETY: as above; the cell lives.
-                let _ = unsafe { buffer.increment_missed::<Cell>(cell.address(), || true) };
+                let _ = unsafe { buffer.increment_missed::<Cell>(cell, || true) };
                 if registry.must_wake() {
                     woken.store(true, Ordering::SeqCst);
                 }
@@ -90,7 +83,7 @@ fn a_fork_finds_no_owner_inside_its_table() {
     bounded(|| {
         let registry = Arc::new(Registry::<Cell>::new(TINY));
         let [cell, _] = Cell::make();
-        let thread = Thread::start(&registry);
+        let thread = Thread::start(registry.clone());
         let owner = thread::spawn(move || {
             thread.inc(cell);
             thread.dec(cell);
@@ -98,12 +91,12 @@ fn a_fork_finds_no_owner_inside_its_table() {
         let guard = registry.before_fork();
         // What the child would see: the count is the program's references, of
         // which the owner has one or none, and the credits.
-        let program = cell.count() - guard.credits_of(cell.address()) as usize;
+        let program = Cell::count(cell) - guard.credits_of(cell) as usize;
         registry.after_fork_in_parent(guard);
         owner.join().unwrap();
         assert!((1..=2).contains(&program), "{program} references of the program's");
         settle(&registry, Scope::All);
-        assert_eq!(cell.count(), 1);
+        assert_eq!(Cell::count(cell), 1);
     });
 }
 
@@ -112,8 +105,8 @@ fn a_forked_child_settles_the_buffers_of_threads_that_it_has_not() {
     bounded(|| {
         let registry = Arc::new(Registry::<Cell>::new(TINY));
         let [cell, _] = Cell::make();
-        let own = Thread::start(&registry);
-        let lost = Thread::start(&registry);
+        let own = Thread::start(registry.clone());
+        let lost = Thread::start(registry.clone());
         for thread in [&own, &lost] {
             thread.inc(cell);
             thread.dec(cell);
@@ -124,10 +117,10 @@ fn a_forked_child_settles_the_buffers_of_threads_that_it_has_not() {
         settle(&registry, Scope::Cold);
         assert_eq!(registry.summary().orphans, 0);
         settle(&registry, Scope::Own(own.handle));
-        assert_eq!(cell.count(), 1);
+        assert_eq!(Cell::count(cell), 1);
         own.inc(cell);
         own.dec(cell);
         settle(&registry, Scope::All);
-        assert_eq!(cell.count(), 1);
+        assert_eq!(Cell::count(cell), 1);
     });
 }

@@ -2,7 +2,7 @@
 
 use super::super::counted::{Address, Counted};
 use super::super::sync::Ordering;
-use super::rank::{Rank, MISSES_PER_CHALLENGE};
+use super::rank::{is_challenge, Rank};
 use super::slot::{Slot, CREDIT_LIMIT, SLOT_SHIFT};
 use super::{Buffer, Outcome};
 
@@ -63,8 +63,7 @@ impl Buffer {
         if one.takes_in(object) || other.takes_in(object) && self.shape.slots > 1 {
             return false;
         }
-        let misses = self.counters.misses.get() + 1;
-        if misses % MISSES_PER_CHALLENGE == 0 && self.challenge(object) {
+        if is_challenge(self.counters.misses.get()) && self.challenge(object) {
             return false;
         }
         self.count_miss();

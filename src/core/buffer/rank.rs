@@ -8,16 +8,23 @@
 //! than the resident.
 
 /// A challenge counts for so many misses: the others cost next to nothing. A
-/// power of two. Under loom every miss is one.
-pub(super) const MISSES_PER_CHALLENGE: u64 = if cfg!(loom) { 1 } else { 16 };
+/// power of two.
+const MISSES_PER_CHALLENGE: u64 = 16;
 
 /// Uses of the resident that cost the challenger a point. Fewer than the misses
 /// that gain one: among equals, who is there stays.
-const USES_PER_POINT: u8 = (MISSES_PER_CHALLENGE as u8).div_ceil(2);
+const USES_PER_POINT: u8 = MISSES_PER_CHALLENGE as u8 / 2;
 
 /// Points that win a slot: so many that an object that is merely wanted now and
 /// then does not evict a wanted one.
 const WINS: u8 = 3;
+
+/// Whether the miss after so many is a challenge. Under loom, whose models are
+/// short, each is.
+#[inline(always)]
+pub(super) fn is_challenge(misses: u64) -> bool {
+    cfg!(loom) || misses % MISSES_PER_CHALLENGE == MISSES_PER_CHALLENGE - 1
+}
 
 /// A slot's resident and its challenger. Packed in 32 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,47 +1,36 @@
-//! A counted object that is really allocated and really freed: a reference too
-//! few is a use after free, which sanitizers see; one too many is a cell that
-//! the test finds alive.
+//! The core over toy objects: what `interp` does for CPython's, without an
+//! interpreter. One driver for both suites, so that the models and the stress
+//! tests run the same protocol; `with_std` and `with_loom` hold what must differ.
 
-use std::cell::Cell as PlainCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::ops::Deref;
 
 use refbuf::core::{Address, Counted, Handle, Outcome, Registry, Scope};
 
-/// Cells freed, for one test.
-#[derive(Debug, Default)]
-pub struct Freed(AtomicUsize);
+#[cfg(loom)]
+mod with_loom;
+#[cfg(not(loom))]
+mod with_std;
 
-impl Freed {
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
-    }
-}
+#[cfg(loom)]
+use with_loom::{AtomicUsize, Life, Ordering, IN_INCREMENT};
+#[cfg(not(loom))]
+pub use with_std::Freed;
+#[cfg(not(loom))]
+use with_std::{AtomicUsize, Life, Ordering, IN_INCREMENT};
 
+/// A counted object: dies once, and only when its count does. Each suite has a
+/// `Cell::make` of its own, and a `Life` that sees a wrong death.
 #[repr(align(16))]
 pub struct Cell {
     count: AtomicUsize,
-    payload: u64,
-    freed: Arc<Freed>,
-}
-
-const ALIVE: u64 = 0xA11C_E000_A11C_E000;
-
-thread_local! {
-    static IN_INCREMENT: PlainCell<bool> = const { PlainCell::new(false) };
+    life: Life,
 }
 
 impl Cell {
-    /// With so many references, held by the caller.
-    pub fn make(references: usize, freed: &Arc<Freed>) -> Address {
-        let cell = Cell { count: AtomicUsize::new(references), payload: ALIVE, freed: freed.clone() };
-        Box::into_raw(Box::new(cell)) as Address
-    }
-
     fn at<'a>(object: Address) -> &'a Cell {
         // SAFETY: the core's promise, which is under test: it is alive.
         let cell = unsafe { &*(object as *const Cell) };
-        assert_eq!(cell.payload, ALIVE, "R1: a freed object was touched");
+        cell.life.check();
         cell
     }
 
@@ -51,7 +40,8 @@ impl Cell {
     }
 }
 
-// SAFETY: the count of a cell alone; `take` leaves one reference.
+// SAFETY: all but `release` touch the count of a cell alone; `take` leaves one
+// reference.
 unsafe impl Counted for Cell {
     unsafe fn add(object: Address, n: u32) {
         let before = Cell::at(object).count.fetch_add(n as usize, Ordering::Relaxed);
@@ -62,6 +52,7 @@ unsafe impl Counted for Cell {
         let count = &Cell::at(object).count;
         let mut before = count.load(Ordering::Relaxed);
         loop {
+            assert_ne!(before, 0, "R1: credits on a dead object");
             let taken = (before - 1).min(n as usize);
             match count.compare_exchange_weak(before, before - taken, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return n - taken as u32,
@@ -75,25 +66,27 @@ unsafe impl Counted for Cell {
     }
 
     unsafe fn release(object: Address) {
-        assert!(!IN_INCREMENT.get(), "R2: an increment released");
-        if Cell::at(object).count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        assert!(!IN_INCREMENT.with(|inside| inside.get()), "R2: an increment released");
+        let before = Cell::at(object).count.fetch_sub(1, Ordering::AcqRel);
+        assert_ne!(before, 0, "R1: a reference that the count did not hold");
+        if before == 1 {
             // SAFETY: that was the last reference.
-            let mut cell = unsafe { Box::from_raw(object as *mut Cell) };
-            cell.payload = 0;
-            cell.freed.0.fetch_add(1, Ordering::SeqCst);
+            unsafe { Life::end(object) };
         }
     }
 }
 
-/// What `interp` does for a thread, without an interpreter.
-pub struct Thread<'a> {
-    pub registry: &'a Registry<Cell>,
+/// A thread that counts. Its registry is borrowed, or shared where a model's
+/// threads must own what they use.
+pub struct Thread<R: Deref<Target = Registry<Cell>>> {
+    pub registry: R,
     pub handle: Handle,
 }
 
-impl<'a> Thread<'a> {
-    pub fn start(registry: &'a Registry<Cell>) -> Thread<'a> {
-        Thread { registry, handle: registry.register().expect("open") }
+impl<R: Deref<Target = Registry<Cell>>> Thread<R> {
+    pub fn start(registry: R) -> Self {
+        let handle = registry.register().expect("open");
+        Thread { registry, handle }
     }
 
     /// Increment.
@@ -109,7 +102,11 @@ impl<'a> Thread<'a> {
                 unsafe { Cell::add(object, 1) };
             } else {
                 // SAFETY: this thread's buffer; the caller has a reference.
-                let _: Outcome = unsafe { buffer.increment_missed::<Cell>(object, admit) };
+                let outcome = unsafe { buffer.increment_missed::<Cell>(object, admit) };
+                // Natively the test that has a heartbeat asks, and wakes it.
+                if cfg!(loom) && outcome == Outcome::Installed {
+                    let _ = self.registry.must_wake();
+                }
             }
         }
         IN_INCREMENT.with(|inside| inside.set(false));
@@ -133,28 +130,12 @@ impl<'a> Thread<'a> {
                 unsafe { Cell::release(object) };
             }
         }
-        self.safe_point();
-    }
-
-    fn safe_point(&self) {
-        // SAFETY: this thread's buffer.
-        let buffer = unsafe { self.handle.as_ref() };
         if buffer.gate().is_parked() {
             while let Some(object) = buffer.unpark() {
                 // SAFETY: the reference was the list's.
                 unsafe { Cell::release(object) };
             }
         }
-    }
-
-    pub fn flush(&self) {
-        settle(self.registry, Scope::Own(self.handle));
-    }
-}
-
-impl Drop for Thread<'_> {
-    fn drop(&mut self) {
-        self.registry.retire(self.handle);
     }
 }
 
