@@ -76,10 +76,10 @@ def sets(count: int, rng: random.Random) -> dict[str, list[object]]:
     }
 
 
-def rate(addresses: list[int], weights: list[float], hash_of: Callable[[int, int], int], places: int) -> float:
+def rate(addresses: list[int], weights: list[float], to_set: Callable[[int, int], int], places: int) -> float:
     sets: dict[int, list[float]] = {}
     for address, weight in zip(addresses, weights, strict=True):
-        sets.setdefault(hash_of(address, SLOTS // places), []).append(weight)
+        sets.setdefault(to_set(address, SLOTS // places), []).append(weight)
     return sum(sum(sorted(wanted)[-places:]) for wanted in sets.values()) / sum(weights)
 
 
