@@ -22,7 +22,7 @@ pub use std::sync::{
 
 /// Cells that one party at a time touches, and others at most read for
 /// statistics: never part of a protocol, so loom need not explore them.
-pub use std::sync::atomic::{AtomicU32 as PlainU32, AtomicU64 as PlainU64};
+pub use std::sync::atomic::{AtomicI64 as PlainI64, AtomicU32 as PlainU32, AtomicU64 as PlainU64};
 
 pub use barrier::{heavy, light, prepare, Barrier};
 

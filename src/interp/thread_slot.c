@@ -15,7 +15,8 @@
 #if REFBUF_BUFFERED
 
 /* The buffer of a thread that has none: its only slots are for no object, so that
- * everything misses, and nothing is ever written here. */
+ * everything misses. Nothing is written here but `skip`, which stays below zero
+ * and means nothing. */
 static RefBuf_Slot no_slots[2] = {{1, 0}, {1, 0}};
 RefBuf_Buffer refbuf_no_buffer = {0, 0, 0, no_slots, 0};
 

@@ -70,7 +70,7 @@ use crossbeam_utils::CachePadded;
 
 use super::counted::Address;
 use super::gate::Gate;
-use super::sync::{AtomicU32, AtomicUsize, PlainU32, PlainU64};
+use super::sync::{AtomicU32, AtomicUsize, PlainI64, PlainU32, PlainU64};
 use super::totals::Counters;
 use slot::SLOT_SHIFT;
 
@@ -84,7 +84,9 @@ pub struct Head {
     gate: Gate,
     byte_mask: usize,
     slots: *const Slot,
-    skip: PlainU32,
+    /// Above zero: operations that still stand aside. Each operation takes one off,
+    /// and what is below zero means nothing.
+    skip: PlainI64,
 }
 
 /// How buffers are made.
@@ -193,7 +195,7 @@ impl Buffer {
             gate: Gate::new(),
             byte_mask: (shape.places() - 2) << SLOT_SHIFT,
             slots: slots.as_ptr(),
-            skip: PlainU32::new(0),
+            skip: PlainI64::new(0),
         };
         Box::new(Buffer {
             head: CachePadded::new(head),

@@ -19,12 +19,10 @@ impl Buffer {
     /// own path. By the owner.
     #[inline(always)]
     pub fn skips(&self) -> bool {
-        let skip = self.head.skip.load(Ordering::Relaxed);
-        if skip == 0 {
-            return false;
-        }
-        self.head.skip.store(skip - 1, Ordering::Relaxed);
-        true
+        // Stored in any case, as in the C header, where that is one instruction.
+        let left = self.head.skip.load(Ordering::Relaxed).wrapping_sub(1);
+        self.head.skip.store(left, Ordering::Relaxed);
+        left >= 0
     }
 
     /// Increment, where a credit is at hand. By the owner.
@@ -356,7 +354,7 @@ impl Buffer {
         }
         let longer = self.window.skip.load(Ordering::Relaxed).saturating_mul(2).clamp(SKIP.0, SKIP.1);
         self.window.skip.store(longer, Ordering::Relaxed);
-        self.head.skip.store(longer, Ordering::Relaxed);
+        self.head.skip.store(i64::from(longer), Ordering::Relaxed);
         // Counted now; what is not yet done is taken off whenever they are read.
         self.counters.misses.add(u64::from(longer));
     }

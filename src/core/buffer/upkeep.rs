@@ -123,7 +123,7 @@ impl Buffer {
     /// Sums so far. Exact while the owner is not counting.
     pub fn totals(&self) -> Totals {
         let mut totals = self.counters.sums();
-        totals.misses -= u64::from(self.head.skip.load(Ordering::Relaxed));
+        totals.misses -= self.head.skip.load(Ordering::Relaxed).max(0) as u64;
         totals.atomics += totals.misses;
         for slot in &self.slots {
             let word = slot.word();

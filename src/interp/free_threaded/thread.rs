@@ -37,7 +37,7 @@ extern "C" {
     /// The calling thread's slot; src/interp/thread_slot.c.
     #[allow(improper_ctypes)] // C only ever sees its head.
     fn refbuf_thread_slot_address() -> *mut *mut Buffer;
-    /// What the slot points to in a thread without a buffer. Never written to.
+    /// What the slot points to in a thread without a buffer.
     #[allow(improper_ctypes)]
     static mut refbuf_no_buffer: Buffer;
     #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
