@@ -428,7 +428,7 @@ REFBUF_ALWAYS_INLINE void refbuf_incref(PyObject *op)
         return;
     }
     uintptr_t thread = _Py_ThreadId();
-    if (__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread) {
+    if (REFBUF_LIKELY(__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread)) {
         __atomic_store_n(&op->ob_ref_local, local, __ATOMIC_RELAXED);
     }
     else {
@@ -443,7 +443,7 @@ REFBUF_ALWAYS_INLINE void refbuf_decref(PyObject *op)
         return;
     }
     uintptr_t thread = _Py_ThreadId();
-    if (__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread) {
+    if (REFBUF_LIKELY(__atomic_load_n(&op->ob_tid, __ATOMIC_RELAXED) == thread)) {
         local--;
         __atomic_store_n(&op->ob_ref_local, local, __ATOMIC_RELAXED);
         if (local == 0) {
