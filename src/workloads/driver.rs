@@ -219,6 +219,7 @@ fn ring(threads: usize) -> Vec<Channels> {
 
 fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<JoinHandle<PyResult<Share>>> {
     let run = Arc::clone(run);
+    check_headroom()?;
     let working = Working::start().ok_or_else(|| std::io::Error::other("the interpreter is shutting down"))?;
     thread::Builder::new().name(format!("refbuf-worker-{thread}")).spawn(move || {
         let _working = working;
@@ -236,6 +237,31 @@ fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<J
             }
         })
     })
+}
+
+/// Address space that must be left before another thread is asked for.
+#[cfg(unix)]
+const HEADROOM: usize = 256 << 20;
+
+/// A thread whose stack just fits may find no memory for its state, and then the
+/// interpreter ends the process; this leaves room for those under way.
+#[cfg(unix)]
+fn check_headroom() -> std::io::Result<()> {
+    // SAFETY: a fresh mapping that nobody uses, and its end.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let room = libc::mmap(std::ptr::null_mut(), HEADROOM, libc::PROT_NONE, flags, -1, 0);
+        if room == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        libc::munmap(room, HEADROOM);
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn check_headroom() -> std::io::Result<()> {
+    Ok(())
 }
 
 fn sum_up(py: Python<'_>, plan: &Plan, shares: &mut [Share]) -> PyResult<Report> {

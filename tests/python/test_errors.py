@@ -238,7 +238,7 @@ def test_an_import_without_a_spare_thread_says_so(run_python):
         except ImportError as error:
             assert "thread" in str(error), error
         else:
-            assert not hasattr(sys, "_is_gil_enabled")  # nothing to check there
+            assert not sysconfig.get_config_var("Py_GIL_DISABLED")  # nothing to check there
         """
     )
 
