@@ -230,6 +230,7 @@ def test_an_import_without_a_spare_thread_says_so(run_python):
     run_python(
         """
         import collections.abc, operator, os, pathlib, resource, sys, sysconfig, typing
+        free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
         if os.getuid() == 0:
             os.setuid(65534)
         resource.setrlimit(resource.RLIMIT_NPROC, (0, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
@@ -238,7 +239,7 @@ def test_an_import_without_a_spare_thread_says_so(run_python):
         except ImportError as error:
             assert "thread" in str(error), error
         else:
-            assert not sysconfig.get_config_var("Py_GIL_DISABLED")  # nothing to check there
+            assert not free_threaded  # nothing to check there
         """
     )
 
