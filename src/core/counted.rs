@@ -7,10 +7,10 @@ pub type Address = usize;
 ///
 /// # Safety
 ///
-/// Implementors promise that [`add`](Counted::add), [`take`](Counted::take) and
-/// [`has_others`](Counted::has_others) run no foreign code, free nothing and
-/// wait for no other thread (rule R2), and that `take` never takes the last
-/// reference.
+/// Implementors promise that [`add`](Counted::add), [`draw`](Counted::draw),
+/// [`take`](Counted::take) and [`has_others`](Counted::has_others) run no
+/// foreign code, free nothing and wait for no other thread (rule R2). `add` may
+/// wait where the kind of object says so: it is never called inside a gate.
 pub unsafe trait Counted: 'static {
     /// Counts `n` more references, with one atomic operation.
     ///
@@ -18,6 +18,18 @@ pub unsafe trait Counted: 'static {
     ///
     /// The object is alive and the thread may touch objects (it is attached).
     unsafe fn add(object: Address, n: u32);
+
+    /// Counts up to `n` more references, as many as can be had at once; says how
+    /// many.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`.
+    unsafe fn draw(object: Address, n: u32) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { Self::add(object, n) };
+        n
+    }
 
     /// Takes back up to `n` references, in bulk, with one atomic operation at
     /// the most. Says how many are left, which

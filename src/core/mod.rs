@@ -5,6 +5,7 @@
 //! | [`counted`] | what the core asks of an object |
 //! | [`gate`] | the handshake between a buffer's owner and whoever settles it |
 //! | [`buffer`] | one thread's table of credits: acquire, spend, refund, evict, park |
+//! | [`account`] | references lent to threads that must not touch the object |
 //! | [`registry`] | all buffers: registering, settling, orphans, fork |
 //! | [`heartbeat`] | the settler's loop |
 //! | [`totals`] | accounting |
@@ -19,6 +20,7 @@
 //! An object may die only when its own count does, so never while a buffer
 //! holds a credit on it: a credit is a real reference.
 
+pub mod account;
 pub mod buffer;
 pub mod counted;
 pub mod gate;
@@ -28,6 +30,7 @@ pub mod registry;
 pub mod sync;
 pub mod totals;
 
+pub use account::{Account, Bank, Desk};
 pub use buffer::{Buffer, Outcome, Shape, Slot};
 pub use counted::{Address, Counted};
 pub use registry::{Handle, Registry, Scope};

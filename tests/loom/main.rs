@@ -11,6 +11,7 @@
 
 #![cfg(loom)]
 
+mod accounts;
 mod counting;
 #[path = "../driver/mod.rs"]
 mod driver;

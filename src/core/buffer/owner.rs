@@ -147,23 +147,25 @@ impl Buffer {
         };
         // One of the references is the caller's.
         // SAFETY: the caller's promises.
-        let credits = unsafe { self.acquire::<O>(object, 1 << batch) } - 1;
+        let Some(credits) = (unsafe { self.acquire::<O>(object, 1 << batch) }).checked_sub(1) else {
+            return Outcome::Passed;
+        };
         self.counters.credits_in.add(credits);
         self.install(index, object, credits, batch);
         Outcome::Installed
     }
 
-    /// Counts references on an object; returns how many.
+    /// Counts up to so many references on an object; returns how many.
     ///
     /// # Safety
     ///
     /// `object` is alive; what is counted goes into a slot or to the caller.
-    unsafe fn acquire<O: Counted>(&self, object: Address, references: u64) -> u64 {
-        self.counters.acquires.add(1);
-        self.counters.atomics.add(1);
+    unsafe fn acquire<O: Counted>(&self, object: Address, references: u32) -> u64 {
         // SAFETY: the caller's promises.
-        unsafe { O::add(object, references as u32) };
-        references
+        let drawn = unsafe { O::draw(object, references) };
+        self.counters.acquires.add(u64::from(drawn > 0));
+        self.counters.atomics.add(u64::from(drawn > 0));
+        drawn.into()
     }
 
     /// Second half of a miss, for a decrement. Where it says `Passed`, the caller
@@ -218,7 +220,8 @@ impl Buffer {
             // next increment, and each decrement would end up here.
             // SAFETY: the caller's reference keeps the object alive.
             credits += unsafe { self.acquire::<O>(object, 1 << batch) };
-        } else {
+        }
+        if credits == 1 {
             self.counters.take_ins.add(1);
         }
         self.counters.credits_in.add(credits);
