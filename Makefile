@@ -134,7 +134,7 @@ bench: setup-ft ## The benchmark on the free-threaded build, into build/ (BENCH_
 	$(say) "build/bench.json and build/bench.png are written"
 
 .PHONY: test
-test: setup test-rust test-loom sanitize test-c test-python-ft test-python-gil ## All tests, on both builds
+test: setup test-rust test-loom sanitize test-c test-python-ft test-python-gil test-doc test-examples ## All tests, on both builds
 	@$(say) "all tests passed"
 
 # -- the tests, one by one ----------------------------------------------------
@@ -200,6 +200,28 @@ test-python-gil: setup-gil ## The Python tests on the stock python3
 	@$(say) "pytest tests/python on the stock python3"
 	$(call pytest,$(GIL)) tests/python
 
+.PHONY: test-doc
+test-doc: setup ## The examples in the crate's documentation, on both builds
+	@for kind in ft gil; do
+	    $(say) "cargo test --doc, for .venv-$$kind"
+	    eval "$$(.venv-$$kind/bin/python tools/embedding.py)"
+	    RUSTDOCFLAGS="$$link" LD_LIBRARY_PATH="$$libraries" \
+	        PYO3_PYTHON="$$PWD/.venv-$$kind/bin/python" PATH="$$PWD/.venv-$$kind/bin:$$PATH" \
+	        CARGO_TARGET_DIR=target/$$kind timeout $(TEST_LIMIT) $(CARGO) test --quiet --locked --doc
+	done
+
+RUST_EXAMPLE = examples/rust-extension
+
+.PHONY: test-examples
+test-examples: setup ## The example extensions, on both builds
+	@for kind in ft gil; do
+	    $(say) "$(RUST_EXAMPLE): installing it in .venv-$$kind"
+	    PATH="$$PWD/.venv-$$kind/bin:$$PATH" CARGO_TARGET_DIR="$$PWD/target/$$kind" MATURIN_PEP517_ARGS="--locked" \
+	        .venv-$$kind/bin/python $(pip_install) --no-build-isolation --no-deps --force-reinstall ./$(RUST_EXAMPLE)
+	    $(say) "pytest $(RUST_EXAMPLE)"
+	    $(call pytest,.venv-$$kind) $(RUST_EXAMPLE)/tests
+	done
+
 .PHONY: test-all
 test-all: test $(OTHER_VERSIONS:%=test-py%) ## All tests, and the Python and C ones on pyenv's 3.12 and 3.13 as well
 
@@ -227,6 +249,7 @@ lint-format: rust
 	@if $(CARGO) fmt --version > /dev/null 2>&1; then
 	    $(say) "cargo fmt --check"
 	    $(CARGO) fmt --check
+	    $(CARGO) fmt --check --manifest-path $(RUST_EXAMPLE)/Cargo.toml
 	else
 	    $(say) "SKIPPED cargo fmt: it is not installed (rustup component add rustfmt)"
 	fi
@@ -244,19 +267,22 @@ lint-clippy: $(FT)/.created $(GIL)/.created
 	    $(say) "clippy: everything, for .venv-$$kind"
 	    PYO3_PYTHON="$$PWD/.venv-$$kind/bin/python" PATH="$$PWD/.venv-$$kind/bin:$$PATH" \
 	        CARGO_TARGET_DIR=target/$$kind $(CARGO) $(CLIPPY) $(DENY)
+	    PYO3_PYTHON="$$PWD/.venv-$$kind/bin/python" PATH="$$PWD/.venv-$$kind/bin:$$PATH" \
+	        CARGO_TARGET_DIR=target/$$kind $(CARGO) $(CLIPPY) --manifest-path $(RUST_EXAMPLE)/Cargo.toml $(DENY)
 	done
 
 lint-python: $(LINT)/.created
 	@$(say) "ruff check"
-	$(LINT)/bin/ruff check --quiet python tests tools
+	$(LINT)/bin/ruff check --quiet python tests tools examples
 	$(say) "ruff format --check"
-	$(LINT)/bin/ruff format --quiet --check python tests tools
+	$(LINT)/bin/ruff format --quiet --check python tests tools examples
 
 .PHONY: format
 format: $(LINT)/.created ## Let rustfmt and ruff put the sources into shape
 	@$(CARGO) fmt
-	$(LINT)/bin/ruff check --quiet --fix python tests tools
-	$(LINT)/bin/ruff format --quiet python tests tools
+	$(CARGO) fmt --manifest-path $(RUST_EXAMPLE)/Cargo.toml
+	$(LINT)/bin/ruff check --quiet --fix python tests tools examples
+	$(LINT)/bin/ruff format --quiet python tests tools examples
 
 # -- the rest -----------------------------------------------------------------
 

@@ -9,6 +9,7 @@
 //! | [`core`] | buffers, registry, settling, the handshake; no Python in it |
 //! | `interp` | CPython: objects, threads, GC, fork, exit; one room a build kind |
 //! | [`client`] | how another Rust extension uses the installed refbuf |
+//! | [`Ref`] | a reference that any thread may clone and drop, attached or not |
 //! | `capi` | the exported C symbols and the capsule |
 //! | `workloads` | multithreaded drivers on real objects, for tests and benchmarks |
 //! | `py` | the Python module |
@@ -21,8 +22,13 @@ pub mod client;
 #[cfg(feature = "python")]
 mod capi;
 #[cfg(feature = "python")]
+pub mod detached;
+#[cfg(feature = "python")]
 mod interp;
 #[cfg(feature = "python")]
 mod py;
 #[cfg(feature = "python")]
 mod workloads;
+
+#[cfg(feature = "python")]
+pub use detached::Ref;

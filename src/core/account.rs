@@ -31,7 +31,7 @@
 use std::ptr;
 
 use super::counted::{Address, Counted};
-use super::sync::{lock, AtomicPtr, AtomicU64, Mutex, Ordering};
+use super::sync::{lock, AtomicPtr, AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// Low bits of the word: `lent`.
 const LENT: u64 = (1 << 31) - 1;
@@ -107,7 +107,7 @@ impl Desk {
     ///
     /// The references are the account's from now on, and the desk outlives it.
     pub unsafe fn open(&self, object: Address, size: u32) -> *const Account {
-        assert!(u64::from(size) <= LENT, "a reserve of that size");
+        assert!(size > 0 && u64::from(size) <= LENT / 4, "a reserve of that size");
         let state = AtomicU64::new(u64::from(size) << RESERVE_SHIFT | 1);
         Box::into_raw(Box::new(Account { object, state, size, desk: self, next: AtomicPtr::new(ptr::null_mut()) }))
     }
@@ -146,6 +146,31 @@ impl Desk {
             account = unsafe { &*account }.next.load(Ordering::Relaxed);
         }
         taken.pop()
+    }
+
+    /// Refills low reserves, and leaves the rest of what waits for [`serve`](Self::serve):
+    /// runs no foreign code.
+    ///
+    /// # Safety
+    ///
+    /// Attached.
+    pub unsafe fn refill(&self, bank: &mut impl Bank) {
+        let mut seen = Vec::new();
+        while let Some(account) = self.take() {
+            // SAFETY: taken from the desk, so nobody else frees it.
+            unsafe { &*account }.refill(bank);
+            seen.push(account);
+        }
+        if !seen.is_empty() {
+            lock(&self.taken).append(&mut seen);
+            // Who was called meanwhile has not seen them here.
+            (self.ring)();
+        }
+    }
+
+    /// Just before `fork`: the guard is dropped after it, in both processes.
+    pub fn before_fork(&self) -> MutexGuard<'_, Vec<*mut Account>> {
+        lock(&self.taken)
     }
 
     /// Refills low reserves, returns surplus, closes accounts of which nothing is
@@ -279,6 +304,20 @@ impl Account {
         state & LENT == 0 || reserve < self.low() || reserve == 0 || reserve > self.high()
     }
 
+    /// Makes a low reserve full again; returns the state.
+    fn refill(&self, bank: &mut impl Bank) -> u64 {
+        let state = self.state.load(Ordering::Acquire);
+        let (lent, reserve) = (state & LENT, state >> RESERVE_SHIFT);
+        if lent == 0 || reserve > self.low() {
+            return state;
+        }
+        let n = u64::from(self.size) - reserve;
+        // The loans were counted, and what comes back goes to the reserve: the
+        // object is alive until this account is closed.
+        bank.count(self.object, n as u32);
+        self.state.fetch_add(n * RESERVE_ONE, Ordering::AcqRel) + n * RESERVE_ONE
+    }
+
     /// Does what the account needs. If nothing is lent, says what to release.
     fn serve(&self, bank: &mut impl Bank) -> Option<(Address, u32)> {
         // Acquire: pairs with the release of who gave back.
@@ -288,11 +327,8 @@ impl Account {
             if lent == 0 {
                 return Some((self.object, reserve as u32));
             }
-            if reserve <= self.low() && self.size > 0 {
-                let n = u64::from(self.size) - reserve;
-                // Something is lent or in reserve here, so the object is alive.
-                bank.count(self.object, n as u32);
-                state = self.state.fetch_add(n * RESERVE_ONE, Ordering::AcqRel) + n * RESERVE_ONE;
+            if reserve <= self.low() {
+                state = self.refill(bank);
                 continue;
             }
             let surplus = if reserve > self.high() { reserve - u64::from(self.size) } else { 0 };

@@ -44,9 +44,14 @@ const LOOKS: u32 = 2;
 
 /// How the settler gets to objects.
 pub trait Host: Send + 'static {
-    /// Runs `work` where objects may be touched and finalizers may run; or does
-    /// not, where the interpreter is going away.
+    /// Runs `work` where objects of the registry's kind may be touched and
+    /// released; or does not, where the interpreter is going away.
     fn attached(&self, work: &mut dyn FnMut());
+
+    /// What else there is to do at each look; whether some of it is left.
+    fn chores(&self) -> bool {
+        false
+    }
 
     /// The registry's name for the calling thread.
     fn thread(&self) -> ThreadName;
@@ -199,7 +204,7 @@ impl Heartbeat {
                     }
                 });
             }
-            if beat.work || beat.occupied {
+            if host.chores() | beat.work | beat.occupied {
                 thread::park_timeout(self.period() / LOOKS);
             } else if registry.fall_idle() {
                 thread::park();

@@ -7,6 +7,7 @@ use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
 use super::config::{Config, ConfigError};
+use super::unwinding::HangOnUnwind;
 use crate::core::registry::Summary;
 use crate::core::Shape;
 
@@ -14,7 +15,7 @@ use crate::core::Shape;
 pub(crate) const BUFFERED: bool = false;
 
 /// How the handshake is done: not at all.
-pub(crate) fn barrier() -> &'static str {
+pub(crate) fn barrier_name() -> &'static str {
     "none"
 }
 
@@ -47,6 +48,36 @@ pub(crate) use {dec_ref as dec_ref_missed, inc_ref as inc_ref_missed};
 pub(crate) unsafe fn ref_count(op: *mut PyObject) -> isize {
     // SAFETY: the caller's promises.
     unsafe { ffi::Py_REFCNT(op) }
+}
+
+extern "C" {
+    fn refbuf_count_many(op: *mut PyObject, n: ffi::Py_ssize_t);
+}
+
+extern "C-unwind" {
+    fn refbuf_release_many(op: *mut PyObject, n: ffi::Py_ssize_t);
+}
+
+/// Counts `n` more references at once.
+///
+/// # Safety
+///
+/// Attached; `op` is alive.
+pub(crate) unsafe fn count_many(op: *mut PyObject, n: u32) {
+    // SAFETY: the caller's promises.
+    unsafe { refbuf_count_many(op, n as ffi::Py_ssize_t) }
+}
+
+/// Drops `n` references. May run any code.
+///
+/// # Safety
+///
+/// Attached; the caller owns the references, and loses them.
+pub(crate) unsafe fn release_many(op: *mut PyObject, n: u32) {
+    let guard = HangOnUnwind;
+    // SAFETY: the caller's promises.
+    unsafe { refbuf_release_many(op, n as ffi::Py_ssize_t) };
+    std::mem::forget(guard);
 }
 
 /// Nothing is held.

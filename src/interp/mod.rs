@@ -9,6 +9,7 @@
 //! | `flush`, `flush_all` | settle | nothing to do |
 //! | `start` | checks the layout, sets hooks | nothing to do |
 
+pub(crate) mod barrier;
 #[allow(unreachable_pub)]
 pub(crate) mod bindings;
 pub(crate) mod config;

@@ -82,7 +82,7 @@ fn configure(
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let info = PyDict::new(py);
     info.set_item("buffered", interp::BUFFERED)?;
-    info.set_item("barrier", interp::barrier())?;
+    info.set_item("barrier", interp::barrier_name())?;
     info.set_item("inline", interp::tls_offset() != 0)?;
     info.set_item("heartbeat_ms", interp::heartbeat().as_secs_f64() * 1000.0)?;
     Ok(info)

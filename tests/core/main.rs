@@ -7,6 +7,7 @@
 
 #![cfg(not(loom))]
 
+mod accounts;
 #[path = "../driver/mod.rs"]
 mod driver;
 mod model;

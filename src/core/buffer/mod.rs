@@ -112,14 +112,18 @@ impl Shape {
     pub const MOST_SLOTS: usize = 1024;
 
     /// Memory of one buffer, all included.
-    pub fn bytes(&self) -> usize {
+    pub const fn bytes(&self) -> usize {
         let per_slot = size_of::<Slot>() + 2 * size_of::<PlainU32>();
         size_of::<Buffer>() + self.places() * per_slot + self.parked * size_of::<Parked>()
     }
 
     /// Slots in memory: always a pair.
-    fn places(&self) -> usize {
-        self.slots.max(2)
+    const fn places(&self) -> usize {
+        if self.slots < 2 {
+            2
+        } else {
+            self.slots
+        }
     }
 }
 

@@ -22,12 +22,12 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::prepare_barrier;
 use super::thread::{current, in_main_interpreter, release_leftovers, set_collecting, thread_id, REGISTRY};
 use crate::core::heartbeat::{Heartbeat, Host};
 use crate::core::registry::{State, Thread};
 use crate::core::sync::MutexGuard;
 use crate::core::Scope;
+use crate::interp::barrier;
 use crate::interp::unwinding::detached;
 
 /// The settler, with the default heartbeat of 10 ms.
@@ -196,8 +196,7 @@ extern "C" fn at_fork_parent() {
 }
 
 extern "C" fn at_fork_child() {
-    // A process of its own: it registers with the kernel for itself.
-    prepare_barrier();
+    barrier::prepare_in_child();
     HEARTBEAT.after_fork_in_child();
     if let Some(guard) = guard_across_fork() {
         REGISTRY.after_fork_in_child(guard, current(), thread_id());

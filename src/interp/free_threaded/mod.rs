@@ -17,40 +17,31 @@ use pyo3::prelude::*;
 
 use self::hooks::HEARTBEAT;
 use self::thread::REGISTRY;
+use super::barrier;
 use super::config::{Config, ConfigError};
 use crate::core::registry::Summary;
-use crate::core::sync::{self, Barrier};
+use crate::core::sync::Barrier;
 use crate::core::Shape;
 
 pub(crate) use self::hooks::{flush, flush_all};
+pub(crate) use self::object::{count_many, release_many};
 pub(crate) use self::thread::{dec_ref, dec_ref_missed, inc_ref, inc_ref_missed, ref_count};
 
 /// Whether attached threads buffer on this build.
 pub(crate) const BUFFERED: bool = true;
 
-/// Set once, at import, before the first buffer.
-static BARRIER: std::sync::OnceLock<Barrier> = std::sync::OnceLock::new();
-
-/// Set to 0, does without `membarrier(2)`, as on systems that lack it.
-const MEMBARRIER_VARIABLE: &str = "REFBUF_MEMBARRIER";
-
 /// How the handshake is done.
-pub(crate) fn barrier() -> &'static str {
-    match BARRIER.get() {
+pub(crate) fn barrier_name() -> &'static str {
+    match barrier::chosen() {
         Some(Barrier::Membarrier) => "membarrier",
         _ => "fences",
     }
 }
 
-/// Chooses the barrier; again in a forked child.
-fn prepare_barrier() -> Barrier {
-    sync::prepare(std::env::var_os(MEMBARRIER_VARIABLE).is_none_or(|value| value != "0"))
-}
-
 /// The distance from the thread pointer to the thread's buffer, for inline
 /// paths; 0 where they may not be used, because they have no fence.
 pub(crate) fn tls_offset() -> isize {
-    match BARRIER.get() {
+    match barrier::chosen() {
         Some(Barrier::Membarrier) => thread::slot_offset(),
         _ => 0,
     }
@@ -89,7 +80,7 @@ pub(crate) fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
              rebuild refbuf with this interpreter"
         ))
     })?;
-    BARRIER.get_or_init(prepare_barrier);
+    barrier::prepare();
     thread::start(py);
     hooks::start(module)
 }

@@ -152,6 +152,34 @@ unsafe impl Counted for PyCell {
     }
 }
 
+/// Counts `n` more references at once.
+///
+/// # Safety
+///
+/// Attached; `op` is alive.
+pub(crate) unsafe fn count_many(op: *mut PyObject, n: u32) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if !is_immortal(op) {
+            PyCell::add(op as usize, n);
+        }
+    }
+}
+
+/// Drops `n` references. May run any code.
+///
+/// # Safety
+///
+/// Attached; the caller owns the references, and loses them.
+pub(crate) unsafe fn release_many(op: *mut PyObject, n: u32) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        for _ in 0..PyCell::take(op as usize, n) {
+            PyCell::release(op as usize);
+        }
+    }
+}
+
 /// What CPython's macro does for an object of another thread.
 ///
 /// # Safety

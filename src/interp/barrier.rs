@@ -1,0 +1,34 @@
+//! Which barrier this process uses: see [`crate::core::sync`].
+
+use std::sync::OnceLock;
+
+use crate::core::sync::{self, Barrier};
+
+/// Set once, before the first buffer of either kind.
+static BARRIER: OnceLock<Barrier> = OnceLock::new();
+
+/// Set to 0, does without `membarrier(2)`, as on systems that lack it.
+const VARIABLE: &str = "REFBUF_MEMBARRIER";
+
+/// Chooses the barrier, the first time.
+pub(crate) fn prepare() {
+    BARRIER.get_or_init(choose);
+}
+
+/// A forked child is a process of its own: it registers with the kernel for
+/// itself.
+pub(crate) fn prepare_in_child() {
+    if BARRIER.get().is_some() {
+        choose();
+    }
+}
+
+fn choose() -> Barrier {
+    sync::prepare(std::env::var_os(VARIABLE).is_none_or(|value| value != "0"))
+}
+
+/// What was chosen.
+#[cfg_attr(not(buffered), allow(dead_code))]
+pub(crate) fn chosen() -> Option<Barrier> {
+    BARRIER.get().copied()
+}
