@@ -88,7 +88,12 @@ impl Drop for ThreadEnd {
 #[inline]
 pub(crate) unsafe fn lend(account: Address) {
     if let Some(buffer) = current() {
-        if !buffer.skips() && buffer.spend(account) {
+        if buffer.skips() {
+            // Counted already, when standing aside began.
+            // SAFETY: the caller's promise.
+            return unsafe { Account::add(account, 1) };
+        }
+        if buffer.spend(account) {
             return;
         }
     }
@@ -104,7 +109,11 @@ pub(crate) unsafe fn lend(account: Address) {
 #[inline]
 pub(crate) unsafe fn give_back(account: Address) {
     if let Some(buffer) = current() {
-        if !buffer.skips() && buffer.refund(account) {
+        if buffer.skips() {
+            // SAFETY: the caller's loan, who gives it up.
+            return unsafe { Account::release(account) };
+        }
+        if buffer.refund(account) {
             return;
         }
     }

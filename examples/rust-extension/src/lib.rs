@@ -158,8 +158,15 @@ fn credits() -> u64 {
     detached::summary().totals.credits
 }
 
+/// Clones and drops so far that passed through buffers, or were turned away there.
+#[pyfunction]
+fn operations() -> u64 {
+    let totals = detached::summary().totals;
+    totals.hits() + totals.misses + totals.acquires + totals.take_ins
+}
+
 #[pymodule(gil_used = false)]
 mod detached_pool {
     #[pymodule_export]
-    use super::{credits, flush_all, set_reserve, Holder, Index};
+    use super::{credits, flush_all, operations, set_reserve, Holder, Index};
 }

@@ -70,6 +70,15 @@ def test_counts_are_exact_when_all_is_over(reserve):
     assert sorted(log) == list(range(100))
 
 
+def test_accounting_is_exact_with_far_more_objects_than_slots():
+    """Each clone and each drop is counted once, also while the table stands aside."""
+    index = pool.Index([Thing([], number) for number in range(2_000)])
+    index.churn(64, 20)  # all threads have buffers now
+    before = pool.operations()
+    made = index.churn(4, 100)
+    assert pool.operations() - before == 2 * made
+
+
 def test_the_last_reference_dropped_by_threads_without_the_interpreter(reserve):
     log = []
     for name in range(30):
