@@ -16,7 +16,7 @@ mod python {
 
     use pyo3_build_config::InterpreterConfig;
 
-    const C_SOURCES: [&str; 3] = ["src/interp/refcounts.c", "src/interp/thread_slot.c", "src/workloads/kernels.c"];
+    const C_SOURCES: [&str; 3] = ["src/interp/refcounts.c", "src/interp/thread_words.c", "src/workloads/kernels.c"];
 
     pub fn main() {
         pyo3_build_config::use_pyo3_cfgs();

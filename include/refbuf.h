@@ -31,12 +31,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "refbuf_table.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /* Changes with any layout or meaning below. */
-#define REFBUF_ABI_VERSION 1u
+#define REFBUF_ABI_VERSION 2u
 
 /* Whether attached threads buffer here: free-threaded, full API, and no
  * reference totals kept by the interpreter, which buffering would falsify. */
@@ -46,44 +48,17 @@ extern "C" {
 #  define REFBUF_BUFFERED 0
 #endif
 
-/* The inline path finds the buffer at a constant distance from the thread
- * pointer. CPython's thread id is that pointer on these targets. */
-#if REFBUF_BUFFERED && defined(__linux__) && defined(__GNUC__) \
-    && (defined(__x86_64__) || defined(__aarch64__))
-#  define REFBUF_INLINE 1
-#else
-#  define REFBUF_INLINE 0
-#endif
+/* Whether counting an object has an inline path. CPython's thread id is the
+ * thread pointer where the table has one. */
+#define REFBUF_INLINE (REFBUF_BUFFERED && REFBUF_TABLE_INLINE)
 
 /* -- layouts -------------------------------------------------------------- */
 
-/* A slot's word: credits in the low 24 bits, and above them how many refunds
- * the slot has seen, which wraps harmlessly at the top. */
-#define REFBUF_CREDIT_BITS 24
-#define REFBUF_CREDITS 0xFFFFFFu   /* mask of the credits in a word */
-#define REFBUF_CREDIT_LIMIT 0x800000u /* a slot this full is settled in part */
-#define REFBUF_REFUND 0x1000001u   /* one credit and one refund */
-#define REFBUF_MIX 0x9E3779B97F4A7C15u /* 2^64 over the golden ratio */
-#define REFBUF_HASH_SHIFT 50           /* leaves as many bits as a table has bytes */
+/* References to one object for threads that must not touch it. Opaque. */
+typedef struct RefBuf_Account RefBuf_Account;
 
-typedef struct RefBuf_Slot {
-    uintptr_t object; /* address; means nothing while there are no credits */
-    uint64_t word;
-} RefBuf_Slot;
-
-/* The head of a thread's buffer: what the inline path reads. `busy` is written
- * by the owning thread only; `attention` by whoever has revoked the buffer, and
- * by the owner when it has parked a release; `skip` by the owner; the rest never
- * changes. */
-typedef struct RefBuf_Buffer {
-    uint32_t busy;
-    uint32_t attention;
-    uintptr_t byte_mask; /* (number of slots - 2) * sizeof(RefBuf_Slot): where pairs begin */
-    RefBuf_Slot *slots;
-    int64_t skip; /* above 0: operations that leave the table alone, because it does not pay */
-} RefBuf_Buffer;
-
-/* Sums over all buffers, past and present. Exact when no thread is counting. */
+/* Sums over all buffers, of objects and of accounts, past and present. Exact when
+ * no thread is counting. */
 typedef struct RefBuf_Stats {
     uint64_t hits;         /* increments and decrements served by a slot */
     uint64_t misses;       /* left to CPython's own path */
@@ -97,8 +72,11 @@ typedef struct RefBuf_Stats {
     uint64_t threads;      /* buffers in use at the moment */
     uint64_t orphans;      /* buffers of ended threads, not yet settled */
     uint64_t beats;        /* of the heartbeat */
-    uint64_t slots;        /* of each buffer */
-    uint64_t buffer_bytes; /* memory of each buffer, all included */
+    uint64_t slots;        /* of each buffer of objects */
+    uint64_t buffer_bytes; /* memory of each, all included */
+    uint64_t accounts;     /* open at the moment */
+    uint64_t account_slots;        /* of each buffer of accounts */
+    uint64_t account_buffer_bytes; /* memory of each, all included */
 } RefBuf_Stats;
 
 typedef struct RefBuf_API {
@@ -106,9 +84,10 @@ typedef struct RefBuf_API {
     uint32_t size;        /* sizeof(RefBuf_API) */
     uint32_t buffered;    /* REFBUF_BUFFERED of the build of refbuf */
     uint32_t reserved;
-    /* From the thread pointer to the thread's RefBuf_Buffer *; 0 where only
-     * the functions may be used. */
+    /* From the thread pointer to the thread's RefBuf_Buffer *, of objects and of
+     * accounts; 0 where only the functions may be used. */
     intptr_t tls_offset;
+    intptr_t account_tls_offset;
     void (*IncRef)(PyObject *);
     void (*DecRef)(PyObject *);
     /* What the inline path could not serve: a foreign object, no hit. */
@@ -118,6 +97,15 @@ typedef struct RefBuf_API {
     void (*Flush)(void);
     void (*FlushAll)(void);
     void (*GetStats)(RefBuf_Stats *);
+    RefBuf_Account *(*Enroll)(PyObject *);
+    void (*AccountIncRef)(RefBuf_Account *);
+    void (*AccountDecRef)(RefBuf_Account *);
+    /* What the inline path could not serve: no hit, or (aside) not looked. */
+    void (*AccountIncRefMissed)(RefBuf_Account *, int aside);
+    void (*AccountDecRefMissed)(RefBuf_Account *, int aside);
+    void (*AccountRelease)(RefBuf_Account *);
+    PyObject *(*AccountObject)(RefBuf_Account *);
+    PyObject *(*AccountWithdraw)(RefBuf_Account *);
 } RefBuf_API;
 
 /* -- reaching refbuf ------------------------------------------------------ */
@@ -128,6 +116,7 @@ typedef struct RefBuf_API {
 typedef struct RefBuf_Import {
     const RefBuf_API *api;
     intptr_t tls_offset;
+    intptr_t account_tls_offset;
 } RefBuf_Import;
 
 #ifdef REFBUF_BUILDING
@@ -143,6 +132,10 @@ Py_ssize_t RefBuf_RefCount(PyObject *);
 void RefBuf_Flush(void);
 void RefBuf_FlushAll(void);
 void RefBuf_GetStats(RefBuf_Stats *);
+RefBuf_Account *RefBuf_Enroll(PyObject *);
+void RefBuf_AccountRelease(RefBuf_Account *);
+PyObject *RefBuf_AccountObject(RefBuf_Account *);
+PyObject *RefBuf_AccountWithdraw(RefBuf_Account *);
 #else
 
 /* One for all translation units of a module (weak), none shared between
@@ -150,7 +143,7 @@ void RefBuf_GetStats(RefBuf_Stats *);
 #  if defined(__GNUC__)
 __attribute__((weak, visibility("hidden"))) RefBuf_Import refbuf_imported
 #    ifdef __cplusplus
-    = {NULL, 0}
+    = {NULL, 0, 0}
 #    endif
     ;
 #  else
@@ -191,6 +184,7 @@ static inline int refbuf_import(void)
     /* The table first: whoever sees the distance may need it. */
     refbuf_imported.api = api;
     refbuf_imported.tls_offset = REFBUF_INLINE ? api->tls_offset : 0;
+    refbuf_imported.account_tls_offset = REFBUF_TABLE_INLINE ? api->account_tls_offset : 0;
     return 0;
 }
 
@@ -268,121 +262,108 @@ static inline void RefBuf_GetStats(RefBuf_Stats *stats)
         refbuf_imported.api->GetStats(stats);
     }
     else {
-        const RefBuf_Stats none = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+        const RefBuf_Stats none = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
         *stats = none;
     }
 }
+
+static inline RefBuf_Account *RefBuf_Enroll(PyObject *op)
+{
+    if (refbuf_imported.api == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "RefBuf_Enroll needs refbuf: call refbuf_import() first");
+        return NULL;
+    }
+    return refbuf_imported.api->Enroll(op);
+}
+
+static inline void RefBuf_AccountRelease(RefBuf_Account *account)
+{
+    refbuf_imported.api->AccountRelease(account);
+}
+
+static inline PyObject *RefBuf_AccountObject(RefBuf_Account *account)
+{
+    return refbuf_imported.api->AccountObject(account);
+}
+
+static inline PyObject *RefBuf_AccountWithdraw(RefBuf_Account *account)
+{
+    return refbuf_imported.api->AccountWithdraw(account);
+}
 #endif /* REFBUF_BUILDING */
+
+/* -- references without the interpreter -----------------------------------
+ *
+ * A thread that is not attached to the interpreter (that does not hold the GIL,
+ * or has no thread state) must not touch an object, not even its count. It may
+ * count references to it all the same, through the object's account:
+ *
+ *     RefBuf_Account *account = RefBuf_Enroll(object);   attached; NULL and an exception if it fails
+ *     RefBuf_AccountIncRef(account);                     any thread, attached or not
+ *     RefBuf_AccountDecRef(account);                     any thread, attached or not
+ *     PyObject *object = RefBuf_AccountObject(account);  borrowed; touch it while attached
+ *     PyObject *mine = RefBuf_AccountWithdraw(account);  attached; the reference becomes an ordinary one
+ *     RefBuf_AccountRelease(account);                    attached; as DecRef, and at once
+ *
+ * Enroll takes a reference of its own, which is the caller's to give up, by
+ * DecRef, Release or Withdraw; so is each that IncRef takes. The account may be
+ * used for as long as the caller has one of them. Enrolling an object again
+ * gives the same account, and one more reference.
+ *
+ * An object whose last such reference and last ordinary one are gone is finalized
+ * within two heartbeats, by an attached thread; Release sees to it at once, unless
+ * another thread's buffer holds credits on the account. Meanwhile Py_REFCNT sees
+ * the references that wait to be lent, and the garbage collector takes the
+ * object for reachable.
+ *
+ * AccountIncRef attaches where more references are taken at once than have been
+ * put by: so do not call it while holding a lock that attached threads wait for. */
+
+static inline void RefBuf_AccountIncRef(RefBuf_Account *account)
+{
+#if REFBUF_TABLE_INLINE
+    if (REFBUF_LIKELY(refbuf_imported.account_tls_offset != 0)) {
+        RefBuf_Buffer *buffer = refbuf_buffer(refbuf_thread_pointer(), refbuf_imported.account_tls_offset);
+        int aside = refbuf_skips(buffer);
+        if (REFBUF_UNLIKELY(aside || !refbuf_spend(buffer, (uintptr_t)account))) {
+            refbuf_imported.api->AccountIncRefMissed(account, aside);
+        }
+        return;
+    }
+#endif
+    refbuf_imported.api->AccountIncRef(account);
+}
+
+static inline void RefBuf_AccountDecRef(RefBuf_Account *account)
+{
+#if REFBUF_TABLE_INLINE
+    if (REFBUF_LIKELY(refbuf_imported.account_tls_offset != 0)) {
+        RefBuf_Buffer *buffer = refbuf_buffer(refbuf_thread_pointer(), refbuf_imported.account_tls_offset);
+        int aside = refbuf_skips(buffer);
+        if (REFBUF_UNLIKELY(aside || !refbuf_refund(buffer, (uintptr_t)account))) {
+            refbuf_imported.api->AccountDecRefMissed(account, aside);
+        }
+        return;
+    }
+#endif
+    refbuf_imported.api->AccountDecRef(account);
+}
 
 /* -- the inline path ------------------------------------------------------ */
 
 #if REFBUF_INLINE
 
-#define REFBUF_LIKELY(condition) __builtin_expect(!!(condition), 1)
-#define REFBUF_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
-#define REFBUF_ALWAYS_INLINE __attribute__((always_inline)) static inline
-
-/* The slot for `op`, if there is one: a multiplicative hash, as a byte offset,
- * gives a pair of slots, and the second is looked at where the first is for
- * another object. Without a branch: which of the two it is nobody can predict. */
-static inline RefBuf_Slot *refbuf_slot(const RefBuf_Buffer *buffer, uintptr_t op)
-{
-    uintptr_t hash = (uintptr_t)(((uint64_t)op * REFBUF_MIX) >> REFBUF_HASH_SHIFT);
-    RefBuf_Slot *pair = (RefBuf_Slot *)((char *)buffer->slots + (hash & buffer->byte_mask));
-    return pair + (__atomic_load_n(&pair->object, __ATOMIC_RELAXED) != op);
-}
-
-/* This thread's buffer: one load, behind the thread pointer. A thread that has
- * none yet gets one that nothing hits. */
-static inline RefBuf_Buffer *refbuf_buffer(uintptr_t thread_pointer)
-{
-    return *(RefBuf_Buffer **)(thread_pointer + (uintptr_t)refbuf_imported.tls_offset);
-}
-
-/* `busy` keeps out whoever wants to settle this buffer from another thread:
- * they set `attention`, issue a barrier on every running thread (membarrier),
- * and wait until `busy` is clear. So either they see our `busy`, or we see
- * their `attention`; the compiler barrier is all that is needed here. */
-static inline int refbuf_enter(RefBuf_Buffer *buffer)
-{
-    __atomic_store_n(&buffer->busy, 1u, __ATOMIC_RELAXED);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    return __atomic_load_n(&buffer->attention, __ATOMIC_ACQUIRE) == 0;
-}
-
-/* Release: our slots are written before another thread sees them unused. */
-static inline void refbuf_leave(RefBuf_Buffer *buffer)
-{
-    __atomic_store_n(&buffer->busy, 0u, __ATOMIC_RELEASE);
-}
-
-/* Only the owner changes which object a slot is for, so that much needs no gate:
- * a miss leaves it alone. */
-static inline int refbuf_spend(RefBuf_Buffer *buffer, PyObject *op)
-{
-    RefBuf_Slot *slot = refbuf_slot(buffer, (uintptr_t)op);
-    if (REFBUF_UNLIKELY(__atomic_load_n(&slot->object, __ATOMIC_RELAXED) != (uintptr_t)op)) {
-        return 0;
-    }
-    int hit = 0;
-    if (REFBUF_LIKELY(refbuf_enter(buffer))) {
-        uint64_t word = __atomic_load_n(&slot->word, __ATOMIC_RELAXED);
-        if (REFBUF_LIKELY((word & REFBUF_CREDITS) != 0)) {
-            __atomic_store_n(&slot->word, word - 1, __ATOMIC_RELAXED);
-            hit = 1;
-        }
-    }
-    refbuf_leave(buffer);
-    return hit;
-}
-
-static inline int refbuf_refund(RefBuf_Buffer *buffer, PyObject *op)
-{
-    RefBuf_Slot *slot = refbuf_slot(buffer, (uintptr_t)op);
-    if (REFBUF_UNLIKELY(__atomic_load_n(&slot->object, __ATOMIC_RELAXED) != (uintptr_t)op)) {
-        return 0;
-    }
-    int hit = 0;
-    if (REFBUF_LIKELY(refbuf_enter(buffer))) {
-        uint64_t word = __atomic_load_n(&slot->word, __ATOMIC_RELAXED);
-        if (REFBUF_LIKELY((uint32_t)(word & REFBUF_CREDITS) - 1 < REFBUF_CREDIT_LIMIT - 1)) {
-            __atomic_store_n(&slot->word, word + REFBUF_REFUND, __ATOMIC_RELAXED);
-            hit = 1;
-        }
-    }
-    refbuf_leave(buffer);
-    return hit;
-}
-
-/* Where the working set is far larger than the table, the owner stands aside
- * for a while: CPython's own path, without a look at the table. A loop over many
- * objects is as fast as the processor can run ahead to the next one's cache
- * miss, and each instruction here shortens that: hence one that counts, stores
- * and tests. */
-static inline int refbuf_skips(RefBuf_Buffer *buffer)
-{
-#  if defined(__x86_64__) && defined(__GCC_ASM_FLAG_OUTPUTS__)
-    int aside;
-    __asm__ __volatile__("subq $1, %0" : "+m"(buffer->skip), "=@ccns"(aside));
-    return aside;
-#  else
-    int64_t left = __atomic_load_n(&buffer->skip, __ATOMIC_RELAXED) - 1;
-    __atomic_store_n(&buffer->skip, left, __ATOMIC_RELAXED);
-    return left >= 0;
-#  endif
-}
-
 /* The table's turn. */
 static inline void refbuf_incref_buffered(PyObject *op, RefBuf_Buffer *buffer)
 {
-    if (REFBUF_UNLIKELY(!refbuf_spend(buffer, op))) {
+    if (REFBUF_UNLIKELY(!refbuf_spend(buffer, (uintptr_t)op))) {
         refbuf_imported.api->IncRefMissed(op);
     }
 }
 
 static inline void refbuf_decref_buffered(PyObject *op, RefBuf_Buffer *buffer)
 {
-    if (REFBUF_UNLIKELY(!refbuf_refund(buffer, op))) {
+    if (REFBUF_UNLIKELY(!refbuf_refund(buffer, (uintptr_t)op))) {
         refbuf_imported.api->DecRefMissed(op);
     }
 }
@@ -395,7 +376,7 @@ REFBUF_ALWAYS_INLINE void refbuf_incref_foreign(PyObject *op, uintptr_t thread)
         RefBuf_IncRef(op);
         return;
     }
-    RefBuf_Buffer *buffer = refbuf_buffer(thread);
+    RefBuf_Buffer *buffer = refbuf_buffer(thread, refbuf_imported.tls_offset);
     if (refbuf_skips(buffer)) {
         __atomic_fetch_add(&op->ob_ref_shared, (Py_ssize_t)1 << _Py_REF_SHARED_SHIFT, __ATOMIC_RELAXED);
     }
@@ -410,7 +391,7 @@ REFBUF_ALWAYS_INLINE void refbuf_decref_foreign(PyObject *op, uintptr_t thread)
         RefBuf_DecRef(op);
         return;
     }
-    RefBuf_Buffer *buffer = refbuf_buffer(thread);
+    RefBuf_Buffer *buffer = refbuf_buffer(thread, refbuf_imported.tls_offset);
     if (refbuf_skips(buffer)) {
         _Py_DecRefShared(op);
     }

@@ -6,13 +6,16 @@
 //! No function panics across this boundary: what they call allocates at the
 //! most, and a finalizer's exception is the interpreter's to report.
 
+use std::ffi::c_int;
 use std::ptr;
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
-use crate::interp;
-use crate::interp::bindings::{RefBuf_API, RefBuf_Import, RefBuf_Stats, REFBUF_ABI_VERSION};
+use crate::core::{Account, Address, Shape};
+use crate::interp::bindings::{RefBuf_API, RefBuf_Account, RefBuf_Import, RefBuf_Stats, REFBUF_ABI_VERSION};
+use crate::{detached, interp, process};
 
 /// `Py_IncRef` through the buffer. Like it, does nothing with NULL.
 ///
@@ -94,10 +97,10 @@ pub unsafe extern "C" fn RefBuf_XNewRef(op: *mut PyObject) -> *mut PyObject {
 #[no_mangle]
 pub unsafe extern "C" fn RefBuf_RefCount(op: *mut PyObject) -> ffi::Py_ssize_t {
     // SAFETY: the caller's promises.
-    unsafe { interp::ref_count(op) }
+    unsafe { process::ref_count(op) }
 }
 
-/// Settles the calling thread's buffer. May run finalizers.
+/// Settles the calling thread's buffers. May run finalizers.
 ///
 /// # Safety
 ///
@@ -105,7 +108,7 @@ pub unsafe extern "C" fn RefBuf_RefCount(op: *mut PyObject) -> ffi::Py_ssize_t {
 #[no_mangle]
 pub unsafe extern "C" fn RefBuf_Flush() {
     // SAFETY: the caller's promise.
-    interp::flush(unsafe { Python::assume_attached() });
+    process::flush(unsafe { Python::assume_attached() });
 }
 
 /// Settles every buffer. May run finalizers.
@@ -116,7 +119,7 @@ pub unsafe extern "C" fn RefBuf_Flush() {
 #[no_mangle]
 pub unsafe extern "C" fn RefBuf_FlushAll() {
     // SAFETY: the caller's promise.
-    interp::flush_all(unsafe { Python::assume_attached() });
+    process::flush_all(unsafe { Python::assume_attached() });
 }
 
 /// Fills in the sums over all buffers.
@@ -132,9 +135,10 @@ pub unsafe extern "C" fn RefBuf_GetStats(stats: *mut RefBuf_Stats) {
 
 /// The sums over all buffers.
 pub(crate) fn collect_stats() -> RefBuf_Stats {
-    let summary = interp::summary();
+    let summary = process::summary();
     let totals = summary.totals;
-    let shape = summary.shape.unwrap_or(crate::core::Shape::DEFAULT);
+    let shape = summary.shape.unwrap_or(Shape::DEFAULT);
+    let account_shape = detached::summary().shape.unwrap_or(Shape::DEFAULT);
     RefBuf_Stats {
         hits: totals.hits(),
         misses: totals.misses,
@@ -150,7 +154,106 @@ pub(crate) fn collect_stats() -> RefBuf_Stats {
         beats: summary.beats,
         slots: shape.slots as u64,
         buffer_bytes: shape.bytes() as u64,
+        accounts: detached::accounts() as u64,
+        account_slots: account_shape.slots as u64,
+        account_buffer_bytes: account_shape.bytes() as u64,
     }
+}
+
+// -- accounts: what threads may do that are not attached ---------------------
+
+/// Enrols `op`: a reference that any thread may count. NULL with a RuntimeError in
+/// a sub-interpreter.
+///
+/// # Safety
+///
+/// Attached; `op` is alive.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_Enroll(op: *mut PyObject) -> *mut RefBuf_Account {
+    // SAFETY: the caller's promise.
+    let py = unsafe { Python::assume_attached() };
+    if !interp::is_main_interpreter() {
+        PyRuntimeError::new_err(
+            "refbuf enrols objects of the main interpreter only, and this is a subinterpreter: enrol there",
+        )
+        .restore(py);
+        return ptr::null_mut();
+    }
+    // SAFETY: attached; the new reference becomes the loan.
+    unsafe {
+        ffi::Py_IncRef(op);
+        detached::enrol(py, op).cast_mut().cast()
+    }
+}
+
+/// One reference more.
+///
+/// # Safety
+///
+/// The caller has a reference through the account, which it keeps meanwhile.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_AccountIncRef(account: *mut RefBuf_Account) {
+    // SAFETY: the caller's promise.
+    unsafe { detached::lend(account as Address) }
+}
+
+/// One reference less.
+///
+/// # Safety
+///
+/// The caller has a reference through the account, and loses it.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_AccountDecRef(account: *mut RefBuf_Account) {
+    // SAFETY: the caller's promise.
+    unsafe { detached::give_back(account as Address) }
+}
+
+/// One reference less, and at once.
+///
+/// # Safety
+///
+/// As for `RefBuf_AccountDecRef`; attached, where any code may run.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_AccountRelease(account: *mut RefBuf_Account) {
+    // SAFETY: the caller's promises.
+    unsafe { detached::release(Python::assume_attached(), account as Address) }
+}
+
+/// The object, borrowed.
+///
+/// # Safety
+///
+/// The caller has a reference through the account.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_AccountObject(account: *mut RefBuf_Account) -> *mut PyObject {
+    // SAFETY: the caller's promise.
+    unsafe { Account::at(account as Address) }.object() as *mut PyObject
+}
+
+/// The object; the reference becomes an ordinary one.
+///
+/// # Safety
+///
+/// Attached; the caller has a reference through the account, and loses it.
+#[no_mangle]
+pub unsafe extern "C" fn RefBuf_AccountWithdraw(account: *mut RefBuf_Account) -> *mut PyObject {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let account = Account::at(account as Address);
+        let object = account.object();
+        account.withdraw();
+        object as *mut PyObject
+    }
+}
+
+unsafe extern "C" fn account_inc_ref_missed(account: *mut RefBuf_Account, aside: c_int) {
+    // SAFETY: the caller's promises are those of RefBuf_AccountIncRef.
+    unsafe { detached::lend_missed(account as Address, aside != 0) }
+}
+
+unsafe extern "C" fn account_dec_ref_missed(account: *mut RefBuf_Account, aside: c_int) {
+    // SAFETY: the caller's promises are those of RefBuf_AccountDecRef.
+    unsafe { detached::give_back_missed(account as Address, aside != 0) }
 }
 
 unsafe extern "C" fn inc_ref_missed(op: *mut PyObject) {
@@ -176,6 +279,7 @@ pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
         buffered: u32::from(interp::BUFFERED),
         reserved: 0,
         tls_offset: interp::tls_offset(),
+        account_tls_offset: detached::tls_offset(),
         IncRef: Some(RefBuf_IncRef),
         DecRef: Some(RefBuf_DecRef),
         IncRefMissed: Some(inc_ref_missed),
@@ -184,9 +288,23 @@ pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
         Flush: Some(RefBuf_Flush),
         FlushAll: Some(RefBuf_FlushAll),
         GetStats: Some(RefBuf_GetStats),
+        Enroll: Some(RefBuf_Enroll),
+        AccountIncRef: Some(RefBuf_AccountIncRef),
+        AccountDecRef: Some(RefBuf_AccountDecRef),
+        AccountIncRefMissed: Some(account_inc_ref_missed),
+        AccountDecRefMissed: Some(account_dec_ref_missed),
+        AccountRelease: Some(RefBuf_AccountRelease),
+        AccountObject: Some(RefBuf_AccountObject),
+        AccountWithdraw: Some(RefBuf_AccountWithdraw),
     }));
     // SAFETY: import time: nothing of ours counts yet.
-    unsafe { ptr::addr_of_mut!(refbuf_imported).write(RefBuf_Import { api, tls_offset: api.tls_offset }) };
+    unsafe {
+        ptr::addr_of_mut!(refbuf_imported).write(RefBuf_Import {
+            api,
+            tls_offset: api.tls_offset,
+            account_tls_offset: api.account_tls_offset,
+        });
+    }
     // SAFETY: attached; the table and the name live for good.
     let capsule = unsafe {
         let capsule = ffi::PyCapsule_New(ptr::from_mut(api).cast(), c"refbuf._C_API".as_ptr(), None);

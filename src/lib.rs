@@ -10,6 +10,7 @@
 //! | `interp` | CPython: objects, threads, GC, fork, exit; one room a build kind |
 //! | [`client`] | how another Rust extension uses the installed refbuf |
 //! | [`Ref`] | a reference that any thread may clone and drop, attached or not |
+//! | `process` | both kinds of buffers together |
 //! | `capi` | the exported C symbols and the capsule |
 //! | `workloads` | multithreaded drivers on real objects, for tests and benchmarks |
 //! | `py` | the Python module |
@@ -25,6 +26,8 @@ mod capi;
 pub mod detached;
 #[cfg(feature = "python")]
 mod interp;
+#[cfg(feature = "python")]
+mod process;
 #[cfg(feature = "python")]
 mod py;
 #[cfg(feature = "python")]

@@ -12,26 +12,28 @@
 //!
 //! | step | `reserve` | `lent` | where |
 //! |---|---|---|---|
+//! | enrol | | +1 | attached, with the books' lock: the caller's own reference becomes a loan |
 //! | draw n | −n | +n | anywhere; as many as there are, or none |
 //! | give back n | +n | −n | anywhere |
 //! | withdraw | | −1 | attached: the loan becomes the caller's own reference |
-//! | refill n | +n, the object's count first | | attached |
-//! | return surplus n | −n, the object's count afterwards | | attached |
-//! | close | all go back | 0 | attached |
+//! | refill n | +n, the object's count first | | attached, with the lock |
+//! | return surplus n | −n, the object's count afterwards | | attached, with the lock |
+//! | close | all go back | 0 | attached, with the lock |
 //!
 //! Both numbers share a word with the bit `ASKED`: the account waits on its
-//! *desk* for an attached moment. Whoever sets the bit puts the account on the
-//! desk; only who takes it from there clears it. `lent` never leaves zero, since
-//! only a holder of a loan can draw: then the account is closed at the next
-//! attached moment, and freed. With the last loan given back and the bit set, an
-//! account belongs to the desk alone, and nobody else touches it.
+//! *desk* ([`super::desk`]) for an attached moment. Whoever sets the bit puts the
+//! account on the desk; only who takes it from there clears it. Without the lock
+//! `lent` never leaves zero, since only a holder of a loan can draw. So who finds
+//! it zero, with the lock, closes the account and frees it: with the last loan
+//! given back and the bit set, an account belongs to the desk alone.
 //!
 //! A dry reserve: [`Counted::add`] has [`Desk::wait`] see to a refill.
 
 use std::ptr;
 
 use super::counted::{Address, Counted};
-use super::sync::{lock, AtomicPtr, AtomicU64, Mutex, MutexGuard, Ordering};
+use super::desk::{Bank, Desk};
+use super::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// Low bits of the word: `lent`.
 const LENT: u64 = (1 << 31) - 1;
@@ -52,7 +54,7 @@ pub struct Account {
     size: u32,
     desk: *const Desk,
     /// The next account on the desk.
-    next: AtomicPtr<Account>,
+    pub(super) next: AtomicPtr<Account>,
 }
 
 // SAFETY: the object's address is only handed out; the desk outlives accounts.
@@ -60,140 +62,24 @@ unsafe impl Send for Account {}
 // SAFETY: as above; the rest is atomic.
 unsafe impl Sync for Account {}
 
-/// What an attached thread does for accounts.
-pub trait Bank {
-    /// Counts `n` more references on `object`, which is alive.
-    fn count(&mut self, object: Address, n: u32);
-
-    /// Drops `n` references. May run any code.
-    fn release(&mut self, object: Address, n: u32);
-}
-
-/// Where accounts wait for an attached moment.
-#[derive(Debug)]
-pub struct Desk {
-    asked: AtomicPtr<Account>,
-    /// Taken from `asked`, and not yet served: a finalizer may end its thread,
-    /// and another goes on.
-    taken: Mutex<Vec<*mut Account>>,
-    /// Calls an attached thread. Blocks on nobody.
-    ring: fn(),
-    /// Sees to it that the desk is served, now.
-    wait: fn(),
-}
-
-// SAFETY: accounts may be served by any attached thread.
-unsafe impl Send for Desk {}
-// SAFETY: as above, one at a time by the lock.
-unsafe impl Sync for Desk {}
-
-impl Desk {
-    /// An empty desk.
-    #[cfg(not(loom))]
-    pub const fn new(ring: fn(), wait: fn()) -> Desk {
-        Desk { asked: AtomicPtr::new(ptr::null_mut()), taken: Mutex::new(Vec::new()), ring, wait }
-    }
-
-    /// An empty desk.
-    #[cfg(loom)]
-    pub fn new(ring: fn(), wait: fn()) -> Desk {
-        Desk { asked: AtomicPtr::new(ptr::null_mut()), taken: Mutex::new(Vec::new()), ring, wait }
-    }
-
-    /// Opens an account with one loan, the caller's, for an object on which
-    /// `1 + size` references have just been counted for it.
-    ///
-    /// # Safety
-    ///
-    /// The references are the account's from now on, and the desk outlives it.
-    pub unsafe fn open(&self, object: Address, size: u32) -> *const Account {
-        assert!(size > 0 && u64::from(size) <= LENT / 4, "a reserve of that size");
-        let state = AtomicU64::new(u64::from(size) << RESERVE_SHIFT | 1);
-        Box::into_raw(Box::new(Account { object, state, size, desk: self, next: AtomicPtr::new(ptr::null_mut()) }))
-    }
-
-    /// Whether an account waits here.
-    pub fn is_asked(&self) -> bool {
-        !self.asked.load(Ordering::Acquire).is_null() || !lock(&self.taken).is_empty()
-    }
-
-    /// Puts an account here whose `ASKED` the caller has set.
-    fn ask(&self, account: &Account) {
-        let this = ptr::from_ref(account).cast_mut();
-        let mut first = self.asked.load(Ordering::Relaxed);
-        loop {
-            account.next.store(first, Ordering::Relaxed);
-            // Release: pairs with the acquire in `take`.
-            match self.asked.compare_exchange_weak(first, this, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => break,
-                Err(now) => first = now,
-            }
-        }
-        (self.ring)();
-    }
-
-    /// One account that waits.
-    fn take(&self) -> Option<*mut Account> {
-        let mut taken = lock(&self.taken);
-        if let Some(account) = taken.pop() {
-            return Some(account);
-        }
-        // Acquire: pairs with the release in `ask`.
-        let mut account = self.asked.swap(ptr::null_mut(), Ordering::Acquire);
-        while !account.is_null() {
-            taken.push(account);
-            // SAFETY: it is on the desk, and so ours alone to free.
-            account = unsafe { &*account }.next.load(Ordering::Relaxed);
-        }
-        taken.pop()
-    }
-
-    /// Refills low reserves, and leaves the rest of what waits for [`serve`](Self::serve):
-    /// runs no foreign code.
-    ///
-    /// # Safety
-    ///
-    /// Attached.
-    pub unsafe fn refill(&self, bank: &mut impl Bank) {
-        let mut seen = Vec::new();
-        while let Some(account) = self.take() {
-            // SAFETY: taken from the desk, so nobody else frees it.
-            unsafe { &*account }.refill(bank);
-            seen.push(account);
-        }
-        if !seen.is_empty() {
-            lock(&self.taken).append(&mut seen);
-            // Who was called meanwhile has not seen them here.
-            (self.ring)();
-        }
-    }
-
-    /// Just before `fork`: the guard is dropped after it, in both processes.
-    pub fn before_fork(&self) -> MutexGuard<'_, Vec<*mut Account>> {
-        lock(&self.taken)
-    }
-
-    /// Refills low reserves, returns surplus, closes accounts of which nothing is
-    /// lent.
-    ///
-    /// # Safety
-    ///
-    /// Attached, outside any gate, where any code may run.
-    pub unsafe fn serve(&self, bank: &mut impl Bank) {
-        while let Some(account) = self.take() {
-            // SAFETY: taken from the desk, so nobody else frees it.
-            let freed = unsafe { &*account }.serve(bank);
-            if let Some((object, references)) = freed {
-                // SAFETY: nothing is lent, it is not on the desk, and no more will
-                // be: nobody has its address.
-                drop(unsafe { Box::from_raw(account) });
-                bank.release(object, references);
-            }
-        }
-    }
+/// What an attached thread did for an account.
+pub(super) enum Served {
+    /// It goes on; so many references were too many, and are no longer its.
+    Open(u32),
+    /// Nothing is lent: the account is to be freed, and so many references to be
+    /// released.
+    Closed(u32),
 }
 
 impl Account {
+    /// An account with one loan, the caller's, for an object on which `1 + size`
+    /// references have been counted for it.
+    pub(super) fn new(object: Address, size: u32, desk: &Desk) -> Account {
+        assert!(size > 0 && u64::from(size) <= LENT / 4, "a reserve of that size");
+        let state = AtomicU64::new(u64::from(size) << RESERVE_SHIFT | 1);
+        Account { object, state, size, desk, next: AtomicPtr::new(ptr::null_mut()) }
+    }
+
     /// The account at an address.
     ///
     /// # Safety
@@ -207,6 +93,13 @@ impl Account {
     /// The object.
     pub fn object(&self) -> Address {
         self.object
+    }
+
+    /// One loan more, for a reference that the caller owned. Also where nothing was
+    /// lent, since whoever closes accounts has the lock too. With the books' lock.
+    pub(super) fn join(&self) {
+        let before = self.state.fetch_add(1, Ordering::AcqRel);
+        check_lent((before & LENT) + 1);
     }
 
     /// Its address, by which buffers know it.
@@ -242,6 +135,7 @@ impl Account {
         unsafe {
             self.change(|state| {
                 drawn = u64::from(n).min((state >> RESERVE_SHIFT).div_ceil(2));
+                check_lent((state & LENT) + drawn);
                 state - drawn * RESERVE_ONE + drawn
             });
         }
@@ -304,8 +198,20 @@ impl Account {
         state & LENT == 0 || reserve < self.low() || reserve == 0 || reserve > self.high()
     }
 
-    /// Makes a low reserve full again; returns the state.
-    fn refill(&self, bank: &mut impl Bank) -> u64 {
+    /// Marks an account that should be on the desk; says whether it should.
+    /// While no other thread exists.
+    pub(super) fn is_due(&self) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        let due = state & ASKED != 0 || self.needs(state);
+        if due {
+            self.state.store(state | ASKED, Ordering::Relaxed);
+        }
+        due
+    }
+
+    /// Makes a low reserve full again; returns the state. Attached, with the
+    /// books' lock.
+    pub(super) fn refill(&self, bank: &mut impl Bank) -> u64 {
         let state = self.state.load(Ordering::Acquire);
         let (lent, reserve) = (state & LENT, state >> RESERVE_SHIFT);
         if lent == 0 || reserve > self.low() {
@@ -318,31 +224,42 @@ impl Account {
         self.state.fetch_add(n * RESERVE_ONE, Ordering::AcqRel) + n * RESERVE_ONE
     }
 
-    /// Does what the account needs. If nothing is lent, says what to release.
-    fn serve(&self, bank: &mut impl Bank) -> Option<(Address, u32)> {
+    /// Does what the account needs. Attached, with the books' lock, by who has
+    /// taken the account from the desk.
+    pub(super) fn serve(&self, bank: &mut impl Bank) -> Served {
         // Acquire: pairs with the release of who gave back.
         let mut state = self.state.load(Ordering::Acquire);
         loop {
             let (lent, reserve) = (state & LENT, state >> RESERVE_SHIFT);
             if lent == 0 {
-                return Some((self.object, reserve as u32));
+                return Served::Closed(reserve as u32);
             }
             if reserve <= self.low() {
                 state = self.refill(bank);
                 continue;
             }
             let surplus = if reserve > self.high() { reserve - u64::from(self.size) } else { 0 };
-            let rest = (state - surplus * RESERVE_ONE) & if surplus > 0 { u64::MAX } else { !ASKED };
+            let rest = (state - surplus * RESERVE_ONE) & !ASKED;
             match self.state.compare_exchange_weak(state, rest, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) if surplus > 0 => {
-                    bank.release(self.object, surplus as u32);
-                    state = self.state.load(Ordering::Acquire);
-                }
-                Ok(_) => return None,
+                Ok(_) => return Served::Open(surplus as u32),
                 Err(now) => state = now,
             }
         }
     }
+}
+
+/// As for `Arc`: a program that leaks references by the thousand million ends
+/// before their number wraps.
+fn check_lent(lent: u64) {
+    if lent > LENT / 2 {
+        overflow();
+    }
+}
+
+#[cold]
+fn overflow() -> ! {
+    eprintln!("refbuf: more than a thousand million references to one object are lent: some are leaked");
+    std::process::abort()
 }
 
 // SAFETY: no function touches the object. `take` may take the last loan, but
@@ -360,7 +277,7 @@ unsafe impl Counted for Account {
                 return;
             }
             // SAFETY: the desk outlives its accounts.
-            (unsafe { &*account.desk }.wait)();
+            unsafe { &*account.desk }.wait();
         }
     }
 

@@ -144,10 +144,20 @@ impl Heartbeat {
         }
     }
 
+    /// Whether the calling thread is the settler: in a finalizer that it runs.
+    pub fn is_here(&self) -> bool {
+        let handle = self.thread.load(Ordering::Acquire);
+        // SAFETY: handles are leaked, so it is there for good.
+        !handle.is_null() && unsafe { &*handle }.id() == thread::current().id()
+    }
+
     /// Asks the settler to end, and waits for it up to `patience`; it may be in
-    /// a finalizer that waits for the caller. True if it has ended.
-    /// The caller must be detached.
+    /// a finalizer that waits for the caller, or is the caller. True if it has
+    /// ended. The caller must be detached.
     pub fn stop(&self, patience: Duration) -> bool {
+        if self.is_here() {
+            return false;
+        }
         let ended = self.ended.load(Ordering::Acquire);
         if matches!(self.phase.load(Ordering::Acquire) & PHASE, ABSENT | FAILED) {
             return true;

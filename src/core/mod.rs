@@ -6,6 +6,7 @@
 //! | [`gate`] | the handshake between a buffer's owner and whoever settles it |
 //! | [`buffer`] | one thread's table of credits: acquire, spend, refund, evict, park |
 //! | [`account`] | references lent to threads that must not touch the object |
+//! | [`desk`] | all accounts, and where they wait for a thread that may |
 //! | [`registry`] | all buffers: registering, settling, orphans, fork |
 //! | [`heartbeat`] | the settler's loop |
 //! | [`totals`] | accounting |
@@ -23,6 +24,7 @@
 pub mod account;
 pub mod buffer;
 pub mod counted;
+pub mod desk;
 pub mod gate;
 #[cfg(not(loom))]
 pub mod heartbeat;
@@ -30,8 +32,9 @@ pub mod registry;
 pub mod sync;
 pub mod totals;
 
-pub use account::{Account, Bank, Desk};
+pub use account::Account;
 pub use buffer::{Buffer, Outcome, Shape, Slot};
 pub use counted::{Address, Counted};
+pub use desk::{Bank, Desk};
 pub use registry::{Handle, Registry, Scope};
 pub use totals::Totals;

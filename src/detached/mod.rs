@@ -20,7 +20,11 @@ use pyo3::prelude::*;
 
 use crate::core::{Account, Address};
 
-pub use service::{flush_all, set_heartbeat, set_reserve, summary};
+pub(crate) use service::{
+    count, enrol, give_back, give_back_missed, heartbeat, is_used, lend, lend_missed, prepare, release, set_slots,
+    tls_offset, MOST_RESERVE, MOST_SLOTS,
+};
+pub use service::{accounts, flush, flush_all, set_heartbeat, set_reserve, summary};
 
 /// A reference to a Python object that any thread may clone and drop, attached or
 /// not.
@@ -72,7 +76,7 @@ impl<T> Ref<T> {
     pub fn new(py: Python<'_>, object: Py<T>) -> Ref<T> {
         let object = ManuallyDrop::new(object);
         // SAFETY: attached; the reference is ours, and becomes the loan.
-        let account = unsafe { service::open(py, object.as_ptr()) };
+        let account = unsafe { enrol(py, object.as_ptr()) };
         // SAFETY: an account is never null.
         Ref { account: unsafe { NonNull::new_unchecked(account.cast_mut()) }, object }
     }
@@ -141,7 +145,7 @@ impl<T> Clone for Ref<T> {
     #[inline]
     fn clone(&self) -> Ref<T> {
         // SAFETY: we have a loan.
-        unsafe { service::lend(self.address()) };
+        unsafe { lend(self.address()) };
         // SAFETY: the copy is not a reference of its own; see the field.
         Ref { account: self.account, object: unsafe { ptr::read(&self.object) } }
     }
@@ -152,7 +156,7 @@ impl<T> Drop for Ref<T> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: our loan, which ends here.
-        unsafe { service::give_back(self.address()) }
+        unsafe { give_back(self.address()) }
     }
 }
 

@@ -9,31 +9,35 @@
 //! |---|---|
 //! | heartbeat | cold credits go back to their accounts, detached; accounts that ask are served, attached |
 //! | a dry reserve | the thread attaches and refills: see [`wait`] |
+//! | a full collection starts | everything is settled and served |
 //! | `fork` | owners are kept out from just before to just after; the child settles all |
 //! | exit | no credits from now on; everything is settled and served; the settler ends |
+//! | after that | who gives back the last loan while attached serves the account, at once |
 //!
-//! Each extension that links this crate has a service of its own.
+//! Each extension that links this crate has a service of its own. The C API's is
+//! the module `refbuf`'s.
 
-use std::cell::{Cell, RefCell};
-use std::ptr;
+use std::any::Any;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use pyo3::ffi::PyObject;
+use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 use pyo3::sync::OnceExt;
-use pyo3::types::{PyCFunction, PyDict};
+use pyo3::types::PyCFunction;
 
-use crate::core::account::{Account, Bank, Desk};
+use crate::core::account::Account;
+use crate::core::desk::{Bank, Books, Desk};
 use crate::core::heartbeat::{Heartbeat, Host};
-use crate::core::registry::{Handle, Registry, State, Summary, Thread};
-use crate::core::sync::MutexGuard;
+use crate::core::registry::{Registry, Summary, Thread};
+use crate::core::sync::{Barrier, MutexGuard};
 use crate::core::{Address, Buffer, Counted, Outcome, Scope, Shape};
 use crate::interp;
 use crate::interp::barrier;
-use crate::interp::unwinding::detached;
+use crate::interp::life::{self, Buffers, Service};
+use crate::interp::word::Word;
 
 /// Of accounts, a thread uses few at a time.
 const SHAPE: Shape = Shape { slots: 128, first_batch: 3, largest_batch: 12, parked: 1 };
@@ -45,25 +49,30 @@ const _: () = assert!(Shape::DEFAULT.bytes() + SHAPE.bytes() <= 32 * 1024, "R5: 
 const RESERVE: u32 = 1 << 16;
 
 /// More would bring an object near the count at which 3.12 takes it for immortal.
-const MOST_RESERVE: u32 = 1 << 24;
+pub(crate) const MOST_RESERVE: u32 = 1 << 24;
 
-/// How long fork and exit wait for the settler.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The largest table of accounts: see `SHAPE`.
+pub(crate) const MOST_SLOTS: usize = SHAPE.slots;
 
-static REGISTRY: Registry<Account> = Registry::new(SHAPE);
-static HEARTBEAT: Heartbeat = Heartbeat::new(10_000);
+extern "C" {
+    /// The calling thread's word; src/interp/thread_words.c.
+    #[allow(improper_ctypes)] // C only ever sees a buffer's head.
+    fn refbuf_account_word() -> *mut *mut Buffer;
+}
+
+static BUFFERS: Buffers<Account> = Buffers {
+    registry: Registry::new(SHAPE),
+    heartbeat: Heartbeat::new(10_000),
+    word: Word::new(refbuf_account_word),
+};
 static DESK: Desk = Desk::new(ring, wait);
 /// See [`set_reserve`].
 static RESERVE_NOW: AtomicU32 = AtomicU32::new(RESERVE);
-/// Credits may be given out: the moments above are seen to.
-static HOOKED: OnceLock<()> = OnceLock::new();
+/// Credits may be given out: fork and exit are seen to.
+static READY: OnceLock<()> = OnceLock::new();
 
 thread_local! {
-    /// This thread's buffer; null where it has none.
-    static BUFFER: Cell<*mut Buffer> = const { Cell::new(ptr::null_mut()) };
     static THREAD_END: ThreadEnd = const { ThreadEnd };
-    /// From before a fork to after it.
-    static ACROSS_FORK: RefCell<Option<AcrossFork>> = const { RefCell::new(None) };
 }
 
 /// Hands the buffer to the registry when the thread ends.
@@ -71,10 +80,7 @@ struct ThreadEnd;
 
 impl Drop for ThreadEnd {
     fn drop(&mut self) {
-        if let Some(handle) = Handle::from_ptr(BUFFER.replace(ptr::null_mut())) {
-            REGISTRY.retire(handle);
-            wake_if_idle();
-        }
+        BUFFERS.retire();
     }
 }
 
@@ -87,18 +93,17 @@ impl Drop for ThreadEnd {
 /// The caller has a loan of the account.
 #[inline]
 pub(crate) unsafe fn lend(account: Address) {
-    if let Some(buffer) = current() {
-        if buffer.skips() {
-            // Counted already, when standing aside began.
-            // SAFETY: the caller's promise.
-            return unsafe { Account::add(account, 1) };
+    // SAFETY: the caller's promise; the buffer is this thread's.
+    unsafe {
+        let mut aside = false;
+        if let Some(buffer) = current() {
+            aside = buffer.skips();
+            if !aside && buffer.spend(account) {
+                return;
+            }
         }
-        if buffer.spend(account) {
-            return;
-        }
+        lend_missed(account, aside)
     }
-    // SAFETY: the caller's promise.
-    unsafe { lend_missed(account) }
 }
 
 /// One loan less.
@@ -108,111 +113,114 @@ pub(crate) unsafe fn lend(account: Address) {
 /// The caller has a loan of the account, and loses it.
 #[inline]
 pub(crate) unsafe fn give_back(account: Address) {
-    if let Some(buffer) = current() {
-        if buffer.skips() {
-            // SAFETY: the caller's loan, who gives it up.
-            return unsafe { Account::release(account) };
+    // SAFETY: the caller's promise; the buffer is this thread's.
+    unsafe {
+        let mut aside = false;
+        if let Some(buffer) = current() {
+            aside = buffer.skips();
+            if !aside && buffer.refund(account) {
+                return;
+            }
         }
-        if buffer.refund(account) {
-            return;
-        }
+        give_back_missed(account, aside)
     }
-    // SAFETY: the caller's promise.
-    unsafe { give_back_missed(account) }
 }
 
 #[inline(always)]
 fn current<'a>() -> Option<&'a Buffer> {
-    // SAFETY: this thread registered it, and it is cleared before it is retired.
-    unsafe { BUFFER.get().as_ref() }
+    // SAFETY: this thread's, as long as the word says so.
+    BUFFERS.current().map(|handle| unsafe { handle.as_ref() })
 }
 
+/// What the inline path could not serve. `aside`: it has not looked, and the
+/// operation is counted already.
+///
 /// # Safety
 ///
 /// As for `lend`.
 #[cold]
 #[inline(never)]
-unsafe fn lend_missed(account: Address) {
-    let Some(buffer) = current_or_new() else {
+pub(crate) unsafe fn lend_missed(account: Address, aside: bool) {
+    let buffer = if aside { None } else { current_or_new() };
+    let Some(buffer) = buffer.filter(|buffer| !buffer.denies(account)) else {
         // SAFETY: the caller's promise.
         return unsafe { Account::add(account, 1) };
     };
-    if buffer.denies(account) {
-        // SAFETY: the caller's promise.
-        return unsafe { Account::add(account, 1) };
-    }
-    start_settler();
+    BUFFERS.start_settler(Settler);
     // SAFETY: this thread's buffer; the caller's promise.
-    if unsafe { buffer.increment_missed::<Account>(account, admit) } == Outcome::Installed {
-        wake_if_idle();
+    if unsafe { buffer.increment_missed::<Account>(account, || BUFFERS.admits()) } == Outcome::Installed {
+        BUFFERS.wake_if_idle();
     }
 }
 
+/// What the inline path could not serve, as for `lend_missed`.
+///
 /// # Safety
 ///
 /// As for `give_back`.
 #[cold]
 #[inline(never)]
-unsafe fn give_back_missed(account: Address) {
-    let outcome = match current_or_new() {
+pub(crate) unsafe fn give_back_missed(account: Address, aside: bool) {
+    let buffer = if aside { None } else { current_or_new() };
+    let outcome = match buffer {
         Some(buffer) if !buffer.denies(account) => {
-            start_settler();
+            BUFFERS.start_settler(Settler);
             // SAFETY: this thread's buffer; the caller's promise.
-            unsafe { buffer.decrement_missed::<Account>(account, admit) }
+            unsafe { buffer.decrement_missed::<Account>(account, || BUFFERS.admits()) }
         }
         _ => Outcome::Passed,
     };
     match outcome {
         Outcome::Hit => {}
-        Outcome::Installed => wake_if_idle(),
-        // SAFETY: the loan is still the caller's, who gives it up.
-        Outcome::Passed => unsafe { Account::release(account) },
+        Outcome::Installed => BUFFERS.wake_if_idle(),
+        Outcome::Passed => {
+            // SAFETY: the loan is still the caller's, who gives it up.
+            unsafe { Account::release(account) };
+            if BUFFERS.registry.is_closed() {
+                serve_late();
+            }
+        }
     }
 }
 
 fn current_or_new<'a>() -> Option<&'a Buffer> {
-    if let Some(buffer) = current() {
-        return Some(buffer);
-    }
-    HOOKED.get()?;
+    READY.get()?;
     // Arms the destructor; fails once it has run.
-    THREAD_END.try_with(|_| ()).ok()?;
-    BUFFER.set(REGISTRY.try_register()?.as_ptr());
-    current()
-}
-
-fn admit() -> bool {
-    HEARTBEAT.is_running() && !REGISTRY.is_closed()
-}
-
-fn start_settler() {
-    if !REGISTRY.is_closed() {
-        HEARTBEAT.start(&REGISTRY, Settler);
-    }
-}
-
-fn wake_if_idle() {
-    if REGISTRY.must_wake() {
-        HEARTBEAT.wake();
-    }
+    let handle = BUFFERS.current_or_new(Registry::try_register, || THREAD_END.try_with(|_| ()).is_ok())?;
+    // SAFETY: this thread's, as long as the word says so.
+    Some(unsafe { handle.as_ref() })
 }
 
 // -- accounts -----------------------------------------------------------------
 
-/// Opens an account for an object, and takes over one reference to it, which
-/// becomes the caller's loan.
+/// Enrols an object, and takes over one reference to it, which becomes the
+/// caller's loan.
 ///
 /// # Safety
 ///
 /// Attached to the main interpreter; the caller owns the reference.
-pub(crate) unsafe fn open(py: Python<'_>, object: *mut PyObject) -> *const Account {
-    hook(py);
-    let size = RESERVE_NOW.load(Ordering::Relaxed);
+pub(crate) unsafe fn enrol(py: Python<'_>, object: *mut PyObject) -> *const Account {
+    prepare(py);
+    watch_collector(py);
     // SAFETY: the caller's promises; the desk is a static.
-    unsafe {
-        interp::count_many(object, size);
-        DESK.open(object as Address, size)
+    unsafe { DESK.enrol(object as Address, RESERVE_NOW.load(Ordering::Relaxed), &mut Objects) }
+}
+
+/// Gives up a loan, and the credits that this thread has with it; serves the
+/// account at once, if it was the last. May run finalizers.
+///
+/// # Safety
+///
+/// Attached to the main interpreter, where any code may run; the caller has a
+/// loan, and loses it.
+pub(crate) unsafe fn release(py: Python<'_>, account: Address) {
+    if let Some(buffer) = current() {
+        // SAFETY: this thread's buffer; accounts ask for no attachment.
+        unsafe { buffer.settle_one::<Account>(account) };
     }
+    // SAFETY: the caller's promise.
+    unsafe { Account::release(account) };
+    serve(py);
 }
 
 /// The reserve of objects that are enrolled from now on: so many references are
@@ -221,10 +229,21 @@ pub fn set_reserve(references: u32) {
     RESERVE_NOW.store(references.clamp(1, MOST_RESERVE), Ordering::Relaxed);
 }
 
+/// Slots of each thread's table of accounts, a power of two up to 128. False where
+/// a table has been made already.
+pub(crate) fn set_slots(slots: usize) -> bool {
+    BUFFERS.registry.reshape(Shape { slots, ..SHAPE })
+}
+
+/// Whether a table has been made.
+pub(crate) fn is_used() -> bool {
+    BUFFERS.registry.is_used()
+}
+
 /// An account asks for an attached moment.
 fn ring() {
-    start_settler();
-    HEARTBEAT.wake();
+    BUFFERS.start_settler(Settler);
+    BUFFERS.heartbeat.wake();
 }
 
 /// A reserve is dry: attaches, and refills it. So a clone may wait for the
@@ -250,9 +269,16 @@ impl Bank for Objects {
         unsafe { interp::count_many(object as *mut PyObject, n) }
     }
 
-    fn release(&mut self, object: Address, n: u32) {
+    fn take(&mut self, object: Address, n: u32) -> u32 {
         // SAFETY: attached, as above; these references are the account's.
-        unsafe { interp::release_many(object as *mut PyObject, n) }
+        unsafe { interp::take_many(object as *mut PyObject, n) }
+    }
+
+    fn release(&mut self, object: Address, n: u32) {
+        for _ in 0..n {
+            // SAFETY: attached, as above; these references are the account's.
+            unsafe { interp::release_one(object as *mut PyObject) }
+        }
     }
 }
 
@@ -262,33 +288,81 @@ fn serve(_py: Python<'_>) {
     unsafe { DESK.serve(&mut Objects) };
 }
 
+/// After exit there is no settler. A thread that is attached then, such as the
+/// main one while it destroys modules, serves the accounts that it leaves.
+#[cold]
+fn serve_late() {
+    // SAFETY: may be called by any thread.
+    if DESK.is_asked() && unsafe { ffi::PyGILState_Check() } == 1 {
+        // SAFETY: attached, as it says: a reference that is dropped may run any code.
+        serve(unsafe { Python::assume_attached() });
+    }
+}
+
 /// Gives back what all threads' buffers hold, and releases what nobody refers to
 /// any more. May run finalizers.
 pub fn flush_all(py: Python<'_>) {
-    HEARTBEAT.retry();
+    BUFFERS.heartbeat.retry();
     // SAFETY: outside any gate; accounts are no objects of the interpreter's.
-    unsafe { settle(Scope::All) };
+    // Leftovers there are none: accounts take everything back.
+    unsafe { BUFFERS.registry.settle(Scope::All) };
     serve(py);
 }
 
-/// # Safety
-///
-/// Outside any gate.
-unsafe fn settle(scope: Scope) {
-    // SAFETY: the caller's promise. Leftovers there are none: accounts take
-    // everything back.
-    unsafe { REGISTRY.settle(scope) };
+/// Gives back what the calling thread's buffer holds, and releases what nobody
+/// refers to any more. May run finalizers.
+pub fn flush(py: Python<'_>) {
+    let own = READY.get().and_then(|()| BUFFERS.current());
+    if let Some(own) = own {
+        // SAFETY: this thread's, outside its gate; see `flush_all`.
+        unsafe { BUFFERS.registry.settle(Scope::Own(own)) };
+    }
+    serve(py);
 }
 
 /// What loans have come to, over all threads.
 pub fn summary() -> Summary {
-    REGISTRY.summary()
+    BUFFERS.registry.summary()
+}
+
+/// Accounts that are open.
+pub fn accounts() -> usize {
+    DESK.books().len()
+}
+
+/// The heartbeat in force.
+pub(crate) fn heartbeat() -> Duration {
+    BUFFERS.heartbeat.period()
 }
 
 /// How long an object may live without any reference: two of these. 10 ms unless
 /// changed.
 pub fn set_heartbeat(period: Duration) {
-    HEARTBEAT.set_period(period);
+    BUFFERS.heartbeat.set_period(period);
+}
+
+/// References that an account and the buffers hold on an object and no program
+/// does, and what `look` says at that moment. `look` runs under locks, and must not
+/// come back here.
+pub(crate) fn count<T>(object: *mut PyObject, look: impl FnOnce() -> T) -> (u64, T) {
+    let books = DESK.books();
+    match books.account(object as Address) {
+        None => (0, look()),
+        Some(account) => {
+            let count = BUFFERS.registry.count(account.address(), 0, || (account.balance().1, look()));
+            let (reserve, seen) = count.seen;
+            (count.credits + u64::from(reserve), seen)
+        }
+    }
+}
+
+/// From the thread pointer to the thread's buffer, for inline paths; 0 where they
+/// may not be used.
+pub(crate) fn tls_offset() -> isize {
+    match barrier::chosen() {
+        Some(Barrier::Membarrier) => BUFFERS.word.offset(),
+        _ => 0,
+    }
 }
 
 // -- the settler --------------------------------------------------------------
@@ -313,77 +387,69 @@ impl Host for Settler {
 
 // -- the interpreter's life ---------------------------------------------------
 
-/// Sets all hooks, once. Where that fails, nothing is buffered: loans are then
+/// Sets the hooks, once. Where that fails, nothing is buffered: loans are then
 /// counted on their accounts.
-fn hook(py: Python<'_>) {
+pub(crate) fn prepare(py: Python<'_>) {
     static ONCE: Once = Once::new();
     ONCE.call_once_py_attached(py, || {
-        barrier::prepare();
-        if set_hooks(py).is_ok() {
-            let _ = HOOKED.set(());
+        if life::start(py, &Accounts).is_ok() {
+            let _ = READY.set(());
         }
     });
 }
 
-fn set_hooks(py: Python<'_>) -> PyResult<()> {
-    let function =
-        |run: fn(Python<'_>)| PyCFunction::new_closure(py, None, None, move |arguments, _| run(arguments.py()));
-    let fork = PyDict::new(py);
-    fork.set_item("before", function(before_fork)?)?;
-    fork.set_item("after_in_parent", function(after_fork_in_parent)?)?;
-    fork.set_item("after_in_child", function(flush_all)?)?;
-    py.import("os")?.call_method("register_at_fork", (), Some(&fork))?;
-    // SAFETY: the handlers are functions of ours, in a module that stays loaded.
-    unsafe { libc::pthread_atfork(Some(at_fork_prepare), Some(at_fork_parent), Some(at_fork_child)) };
-    py.import("atexit")?.call_method1("register", (function(on_exit)?,))?;
-    Ok(())
+/// Hears of collections, from the first enrolment on: a program that has none does
+/// not pay for it.
+fn watch_collector(py: Python<'_>) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once_py_attached(py, || {
+        let on_gc = PyCFunction::new_closure(py, None, None, |arguments, _| {
+            let (phase, info) = arguments.extract::<(String, Bound<'_, PyAny>)>()?;
+            // Not the frequent, partial ones.
+            if phase == "start" && info.get_item("generation")?.extract::<u32>()? >= 2 {
+                flush_all(arguments.py());
+            }
+            PyResult::Ok(())
+        });
+        // Without it the heartbeat closes accounts all the same, a little later.
+        let _ = on_gc.and_then(|on_gc| py.import("gc")?.getattr("callbacks")?.call_method1("append", (on_gc,)));
+    });
 }
 
-fn on_exit(py: Python<'_>) {
-    REGISTRY.close();
-    flush_all(py);
-    detached(py, || HEARTBEAT.stop(PATIENCE));
-    flush_all(py);
-}
+/// Buffers of accounts, in the moments of the process.
+struct Accounts;
 
-fn before_fork(py: Python<'_>) {
-    detached(py, || HEARTBEAT.stop(PATIENCE));
-}
+impl Service for Accounts {
+    type Object = Account;
+    const PLACE: usize = 0;
 
-fn after_fork_in_parent(_py: Python<'_>) {
-    HEARTBEAT.resume();
-    let beat = REGISTRY.beat();
-    if beat.work || beat.occupied || DESK.is_asked() {
-        start_settler();
+    fn buffers(&self) -> &'static Buffers<Account> {
+        &BUFFERS
     }
-}
 
-/// Locks held across a fork.
-struct AcrossFork {
-    registry: MutexGuard<'static, State>,
-    _desk: MutexGuard<'static, Vec<*mut Account>>,
-}
-
-extern "C" fn at_fork_prepare() {
-    let registry = REGISTRY.before_fork();
-    let across = AcrossFork { registry, _desk: DESK.before_fork() };
-    let _ = ACROSS_FORK.try_with(|slot| slot.replace(Some(across)));
-}
-
-fn across_fork() -> Option<AcrossFork> {
-    ACROSS_FORK.try_with(|slot| slot.take()).ok().flatten()
-}
-
-extern "C" fn at_fork_parent() {
-    if let Some(across) = across_fork() {
-        REGISTRY.after_fork_in_parent(across.registry);
+    fn start_settler(&self) {
+        BUFFERS.start_settler(Settler);
     }
-}
 
-extern "C" fn at_fork_child() {
-    barrier::prepare_in_child();
-    HEARTBEAT.after_fork_in_child();
-    if let Some(across) = across_fork() {
-        REGISTRY.after_fork_in_child(across.registry, Handle::from_ptr(BUFFER.get()), 0);
+    fn thread(&self) -> Thread {
+        0
+    }
+
+    fn is_asked(&self) -> bool {
+        DESK.is_asked()
+    }
+
+    fn settle_all(&self, py: Python<'_>) {
+        flush_all(py);
+    }
+
+    fn hold_more(&self) -> Box<dyn Any> {
+        Box::new(DESK.books())
+    }
+
+    fn let_go_in_child(&self, books: Box<dyn Any>) {
+        if let Ok(books) = books.downcast::<MutexGuard<'static, Books>>() {
+            DESK.after_fork_in_child(*books);
+        }
     }
 }

@@ -28,7 +28,15 @@ fn choose() -> Barrier {
 }
 
 /// What was chosen.
-#[cfg_attr(not(buffered), allow(dead_code))]
 pub(crate) fn chosen() -> Option<Barrier> {
     BARRIER.get().copied()
+}
+
+/// How the handshake is done, in a word.
+pub(crate) fn name() -> &'static str {
+    match chosen() {
+        Some(Barrier::Membarrier) => "membarrier",
+        Some(Barrier::Fences) => "fences",
+        None => "none",
+    }
 }

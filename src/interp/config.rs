@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::core::Shape;
+use crate::detached::{MOST_RESERVE, MOST_SLOTS as MOST_ACCOUNT_SLOTS};
 
 /// Choices; none means as it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -12,6 +13,8 @@ pub(crate) struct Config {
     pub heartbeat_ms: Option<f64>,
     pub first_batch: Option<u32>,
     pub largest_batch: Option<u32>,
+    pub reserve: Option<u32>,
+    pub account_slots: Option<usize>,
 }
 
 /// Why a choice is refused. Nothing has been changed then.
@@ -19,8 +22,7 @@ pub(crate) struct Config {
 pub(crate) enum ConfigError {
     /// A value that makes no sense: ValueError.
     Nonsense(String),
-    /// Buffers exist: RuntimeError. A build with a GIL never makes one.
-    #[cfg_attr(not(buffered), allow(dead_code))]
+    /// Buffers exist: RuntimeError.
     TooLate,
 }
 
@@ -29,7 +31,7 @@ impl fmt::Display for ConfigError {
         match self {
             ConfigError::Nonsense(what) => f.write_str(what),
             ConfigError::TooLate => f.write_str(
-                "slots, first_batch and largest_batch are fixed once a thread has a buffer: \
+                "slots, first_batch, largest_batch and account_slots are fixed once a thread has a buffer: \
                  call refbuf.configure before threads share objects through refbuf",
             ),
         }
@@ -45,7 +47,6 @@ const LARGEST_BATCH: u32 = 1 << 15;
 
 impl Config {
     /// Whether any choice concerns the shape of buffers.
-    #[cfg_attr(not(buffered), allow(dead_code))]
     pub(crate) fn reshapes(&self) -> bool {
         self.slots.is_some() || self.first_batch.is_some() || self.largest_batch.is_some()
     }
@@ -53,14 +54,7 @@ impl Config {
     /// The shape that these choices make of `shape`.
     pub(crate) fn shape(&self, mut shape: Shape) -> Result<Shape, ConfigError> {
         if let Some(slots) = self.slots {
-            if !slots.is_power_of_two() || !(Shape::FEWEST_SLOTS..=Shape::MOST_SLOTS).contains(&slots) {
-                return Err(ConfigError::Nonsense(format!(
-                    "slots must be a power of two from {} to {}, not {slots}",
-                    Shape::FEWEST_SLOTS,
-                    Shape::MOST_SLOTS
-                )));
-            }
-            shape.slots = slots;
+            shape.slots = checked_slots("slots", slots, Shape::MOST_SLOTS)?;
         }
         if let Some(batch) = self.first_batch {
             shape.first_batch = log2_of_batch("first_batch", batch)?;
@@ -78,6 +72,21 @@ impl Config {
         Ok(shape)
     }
 
+    /// The slots of accounts' tables, if they are chosen.
+    pub(crate) fn account_slots(&self) -> Result<Option<usize>, ConfigError> {
+        self.account_slots.map(|slots| checked_slots("account_slots", slots, MOST_ACCOUNT_SLOTS)).transpose()
+    }
+
+    /// The reserve chosen, if one is.
+    pub(crate) fn reserve(&self) -> Result<Option<u32>, ConfigError> {
+        match self.reserve {
+            Some(reserve) if !(1..=MOST_RESERVE).contains(&reserve) => {
+                Err(ConfigError::Nonsense(format!("reserve must be from 1 to {MOST_RESERVE}, not {reserve}")))
+            }
+            reserve => Ok(reserve),
+        }
+    }
+
     /// The heartbeat chosen, if one is.
     pub(crate) fn heartbeat(&self) -> Result<Option<Duration>, ConfigError> {
         let Some(ms) = self.heartbeat_ms else { return Ok(None) };
@@ -87,6 +96,15 @@ impl Config {
             )));
         }
         Ok(Some(Duration::from_secs_f64(ms / 1000.0)))
+    }
+}
+
+fn checked_slots(name: &str, slots: usize, most: usize) -> Result<usize, ConfigError> {
+    if slots.is_power_of_two() && (Shape::FEWEST_SLOTS..=most).contains(&slots) {
+        Ok(slots)
+    } else {
+        let fewest = Shape::FEWEST_SLOTS;
+        Err(ConfigError::Nonsense(format!("{name} must be a power of two from {fewest} to {most}, not {slots}")))
     }
 }
 

@@ -1,23 +1,18 @@
 //! Builds with a GIL: it serializes attached threads' counts already, so every
-//! path here is CPython's own, at its own cost. No buffer is ever made.
+//! path here is CPython's own, at its own cost. No buffer of objects is ever made.
 
+use std::ffi::c_int;
 use std::time::Duration;
 
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
-use super::config::{Config, ConfigError};
 use super::unwinding::HangOnUnwind;
-use crate::core::registry::Summary;
+use crate::core::registry::{Count, Summary};
 use crate::core::Shape;
 
 /// Whether attached threads buffer on this build.
 pub(crate) const BUFFERED: bool = false;
-
-/// How the handshake is done: not at all.
-pub(crate) fn barrier_name() -> &'static str {
-    "none"
-}
 
 /// No inline path.
 pub(crate) fn tls_offset() -> isize {
@@ -42,20 +37,35 @@ pub(crate) unsafe fn dec_ref(op: *mut PyObject) {
 
 pub(crate) use {dec_ref as dec_ref_missed, inc_ref as inc_ref_missed};
 
+/// The interpreter's count: nothing else is held.
+///
 /// # Safety
 ///
 /// As for `Py_REFCNT`.
-pub(crate) unsafe fn ref_count(op: *mut PyObject) -> isize {
+pub(crate) unsafe fn count_once(op: *mut PyObject) -> Count<isize> {
     // SAFETY: the caller's promises.
-    unsafe { ffi::Py_REFCNT(op) }
+    Count { credits: 0, seen: unsafe { ffi::Py_REFCNT(op) }, unsettled: false }
+}
+
+/// Whether `op` is never freed, nor counted.
+///
+/// # Safety
+///
+/// As for `Py_REFCNT`.
+pub(crate) unsafe fn is_immortal(op: *mut PyObject) -> bool {
+    // SAFETY: the caller's promises.
+    unsafe { refbuf_is_immortal(op) != 0 }
 }
 
 extern "C" {
+    fn refbuf_is_immortal(op: *mut PyObject) -> c_int;
     fn refbuf_count_many(op: *mut PyObject, n: ffi::Py_ssize_t);
+    fn refbuf_take_many(op: *mut PyObject, n: ffi::Py_ssize_t) -> ffi::Py_ssize_t;
 }
 
 extern "C-unwind" {
-    fn refbuf_release_many(op: *mut PyObject, n: ffi::Py_ssize_t);
+    /// pyo3 declares it as unable to unwind; see [`super::unwinding`].
+    fn Py_DecRef(op: *mut PyObject);
 }
 
 /// Counts `n` more references at once.
@@ -68,15 +78,26 @@ pub(crate) unsafe fn count_many(op: *mut PyObject, n: u32) {
     unsafe { refbuf_count_many(op, n as ffi::Py_ssize_t) }
 }
 
-/// Drops `n` references. May run any code.
+/// Takes back up to `n` references in bulk, without foreign code; says how many are
+/// left for `release_one`.
 ///
 /// # Safety
 ///
-/// Attached; the caller owns the references, and loses them.
-pub(crate) unsafe fn release_many(op: *mut PyObject, n: u32) {
+/// Attached; the caller owns the references, and loses those taken.
+pub(crate) unsafe fn take_many(op: *mut PyObject, n: u32) -> u32 {
+    // SAFETY: the caller's promises.
+    unsafe { refbuf_take_many(op, n as ffi::Py_ssize_t) as u32 }
+}
+
+/// Drops a reference. May run any code.
+///
+/// # Safety
+///
+/// Attached; the caller owns the reference, and loses it.
+pub(crate) unsafe fn release_one(op: *mut PyObject) {
     let guard = HangOnUnwind;
     // SAFETY: the caller's promises.
-    unsafe { refbuf_release_many(op, n as ffi::Py_ssize_t) };
+    unsafe { Py_DecRef(op) };
     std::mem::forget(guard);
 }
 
@@ -91,17 +112,23 @@ pub(crate) fn summary() -> Summary {
     Summary { shape: Some(Shape::DEFAULT), ..Summary::default() }
 }
 
-/// The heartbeat that other builds would have.
-pub(crate) fn heartbeat() -> Duration {
-    Duration::from_millis(10)
+/// How buffers would be made.
+pub(crate) fn shape() -> Shape {
+    Shape::DEFAULT
 }
 
-/// Checks the choices, and has no use for them.
-pub(crate) fn configure(config: Config) -> Result<(), ConfigError> {
-    config.shape(Shape::DEFAULT)?;
-    config.heartbeat()?;
-    Ok(())
+/// Never.
+pub(crate) fn is_used() -> bool {
+    false
 }
+
+/// Nothing to change.
+pub(crate) fn reshape(_shape: Shape) -> bool {
+    true
+}
+
+/// Nothing to change.
+pub(crate) fn set_heartbeat(_period: Duration) {}
 
 /// Nothing to set up.
 pub(crate) fn start(_module: &Bound<'_, PyModule>) -> PyResult<()> {

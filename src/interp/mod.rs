@@ -8,12 +8,15 @@
 //! | `*_missed` | what the inline path of the header could not serve | CPython's own |
 //! | `flush`, `flush_all` | settle | nothing to do |
 //! | `start` | checks the layout, sets hooks | nothing to do |
+//! | `count_many`, `take_many`, `release_one` | an account's references to an object | the same |
 
 pub(crate) mod barrier;
 #[allow(unreachable_pub)]
 pub(crate) mod bindings;
 pub(crate) mod config;
+pub(crate) mod life;
 pub(crate) mod unwinding;
+pub(crate) mod word;
 
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
@@ -23,16 +26,22 @@ use pyo3::prelude::*;
 /// one. PyO3 itself refuses some sub-interpreters, but not those that share the
 /// main one's state.
 pub(crate) fn refuse_subinterpreter() -> PyResult<()> {
-    extern "C" {
-        fn PyInterpreterState_Main() -> *mut ffi::PyInterpreterState;
-    }
-    // SAFETY: attached: this runs at import.
-    if unsafe { ffi::PyInterpreterState_Get() == PyInterpreterState_Main() } {
+    if is_main_interpreter() {
         return Ok(());
     }
     Err(PyImportError::new_err(
         "refbuf works in the main interpreter only, and this is a subinterpreter: import it in the main interpreter",
     ))
+}
+
+/// Whether the calling thread is attached to the main interpreter. To some
+/// interpreter it must be.
+pub(crate) fn is_main_interpreter() -> bool {
+    extern "C" {
+        fn PyInterpreterState_Main() -> *mut ffi::PyInterpreterState;
+    }
+    // SAFETY: attached.
+    unsafe { ffi::PyInterpreterState_Get() == PyInterpreterState_Main() }
 }
 
 #[cfg(buffered)]

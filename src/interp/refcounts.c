@@ -10,8 +10,15 @@
 #    define IS_IMMORTAL(op) 0
 #  endif
 
+int refbuf_is_immortal(PyObject *op);
 void refbuf_count_many(PyObject *op, Py_ssize_t n);
-void refbuf_release_many(PyObject *op, Py_ssize_t n);
+Py_ssize_t refbuf_take_many(PyObject *op, Py_ssize_t n);
+
+int refbuf_is_immortal(PyObject *op)
+{
+    (void)op;
+    return IS_IMMORTAL(op);
+}
 
 void refbuf_count_many(PyObject *op, Py_ssize_t n)
 {
@@ -20,12 +27,16 @@ void refbuf_count_many(PyObject *op, Py_ssize_t n)
     }
 }
 
-void refbuf_release_many(PyObject *op, Py_ssize_t n)
+/* Leaves one: the last is for Py_DECREF. Returns how many are left to it. */
+Py_ssize_t refbuf_take_many(PyObject *op, Py_ssize_t n)
 {
-    if (n > 0 && !IS_IMMORTAL(op)) {
-        Py_SET_REFCNT(op, Py_REFCNT(op) - (n - 1));
-        Py_DECREF(op);
+    if (IS_IMMORTAL(op)) {
+        return 0;
     }
+    Py_ssize_t count = Py_REFCNT(op);
+    Py_ssize_t taken = n < count ? n : count - 1;
+    Py_SET_REFCNT(op, count - taken);
+    return n - taken;
 }
 
 #else

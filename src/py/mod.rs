@@ -4,11 +4,12 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use crate::interp::barrier;
 use crate::interp::config::{Config, ConfigError};
 use crate::workloads::driver;
 use crate::workloads::plan::{Arguments, Plan, Variant, Workload};
 use crate::workloads::worker;
-use crate::{capi, interp};
+use crate::{capi, detached, interp, process};
 
 impl From<ConfigError> for PyErr {
     fn from(error: ConfigError) -> PyErr {
@@ -22,20 +23,20 @@ impl From<ConfigError> for PyErr {
 /// Settles this thread's buffer.
 #[pyfunction]
 fn flush(py: Python<'_>) {
-    interp::flush(py);
+    process::flush(py);
 }
 
 /// Settles every buffer.
 #[pyfunction]
 fn flush_all(py: Python<'_>) {
-    interp::flush_all(py);
+    process::flush_all(py);
 }
 
 /// The program's references to an object.
 #[pyfunction]
 fn refcount(object: &Bound<'_, PyAny>) -> isize {
     // SAFETY: attached, the object is alive.
-    unsafe { interp::ref_count(object.as_ptr()) }
+    unsafe { process::ref_count(object.as_ptr()) }
 }
 
 /// The sums over all buffers, by name.
@@ -43,7 +44,7 @@ fn refcount(object: &Bound<'_, PyAny>) -> isize {
 fn stats(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let sums = capi::collect_stats();
     let dict = PyDict::new(py);
-    let items: [(&str, u64); 14] = [
+    let items: [(&str, u64); 17] = [
         ("hits", sums.hits),
         ("misses", sums.misses),
         ("acquires", sums.acquires),
@@ -58,6 +59,9 @@ fn stats(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         ("beats", sums.beats),
         ("slots", sums.slots),
         ("buffer_bytes", sums.buffer_bytes),
+        ("accounts", sums.accounts),
+        ("account_slots", sums.account_slots),
+        ("account_buffer_bytes", sums.account_buffer_bytes),
     ];
     for (name, value) in items {
         dict.set_item(name, value)?;
@@ -67,14 +71,17 @@ fn stats(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 
 /// Changes what may be chosen.
 #[pyfunction]
-#[pyo3(signature = (*, slots=None, heartbeat_ms=None, first_batch=None, largest_batch=None))]
+#[pyo3(signature = (*, slots=None, heartbeat_ms=None, first_batch=None, largest_batch=None, reserve=None,
+                    account_slots=None))]
 fn configure(
     slots: Option<usize>,
     heartbeat_ms: Option<f64>,
     first_batch: Option<u32>,
     largest_batch: Option<u32>,
+    reserve: Option<u32>,
+    account_slots: Option<usize>,
 ) -> PyResult<()> {
-    Ok(interp::configure(Config { slots, heartbeat_ms, first_batch, largest_batch })?)
+    Ok(process::configure(Config { slots, heartbeat_ms, first_batch, largest_batch, reserve, account_slots })?)
 }
 
 /// How this build counts, and how it is set.
@@ -82,9 +89,9 @@ fn configure(
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let info = PyDict::new(py);
     info.set_item("buffered", interp::BUFFERED)?;
-    info.set_item("barrier", interp::barrier_name())?;
-    info.set_item("inline", interp::tls_offset() != 0)?;
-    info.set_item("heartbeat_ms", interp::heartbeat().as_secs_f64() * 1000.0)?;
+    info.set_item("barrier", barrier::name())?;
+    info.set_item("inline", detached::tls_offset() != 0)?;
+    info.set_item("heartbeat_ms", detached::heartbeat().as_secs_f64() * 1000.0)?;
     Ok(info)
 }
 
@@ -157,6 +164,7 @@ fn end_workloads(py: Python<'_>) {
 fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     interp::refuse_subinterpreter()?;
     interp::start(module)?;
+    detached::prepare(module.py());
     // After the interpreter's hooks, and so run before them.
     let at_exit = module.py().import("atexit")?;
     at_exit.call_method1("register", (wrap_pyfunction!(end_workloads, module)?,))?;

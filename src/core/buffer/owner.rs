@@ -269,12 +269,23 @@ impl Buffer {
     ///
     /// By the owner, inside, attached.
     unsafe fn evict<O: Counted>(&self, slot: &Slot) -> bool {
-        let parked = self.parked_len.load(Ordering::Relaxed);
-        if parked == self.parked.len() {
+        if self.parked_len.load(Ordering::Relaxed) == self.parked.len() {
             return false;
         }
-        let (object, credits) = (slot.object(), slot.credits());
         self.counters.evictions.add(1);
+        // SAFETY: the caller's promises; there is a place to park.
+        unsafe { self.settle_slot::<O>(slot) };
+        true
+    }
+
+    /// Gives a slot's credits back; parks what would be a release.
+    ///
+    /// # Safety
+    ///
+    /// By the owner, inside, attached; there is a place to park.
+    unsafe fn settle_slot<O: Counted>(&self, slot: &Slot) {
+        let parked = self.parked_len.load(Ordering::Relaxed);
+        let (object, credits) = (slot.object(), slot.credits());
         self.counters.settles.add(1);
         self.counters.atomics.add(1);
         self.counters.credits_out.add(credits);
@@ -288,7 +299,23 @@ impl Buffer {
             self.parked_len.store(parked + 1, Ordering::Relaxed);
             self.gate().set_parked(true);
         }
-        true
+    }
+
+    /// Gives back all credits on one object, unless others are at the table, who
+    /// will. By the owner.
+    ///
+    /// # Safety
+    ///
+    /// Attached, if the object's kind asks for it.
+    pub unsafe fn settle_one<O: Counted>(&self, object: Address) {
+        if self.gate().enter() {
+            let slot = self.slot(object);
+            if slot.holds(object) && self.parked_len.load(Ordering::Relaxed) < self.parked.len() {
+                // SAFETY: by the owner, inside; the caller's promise.
+                unsafe { self.settle_slot::<O>(slot) };
+            }
+            self.gate().leave();
+        }
     }
 
     /// Gives back half of a full slot's credits.

@@ -80,7 +80,7 @@ pub(super) unsafe fn shared<'a>(op: *mut PyObject) -> &'a AtomicIsize {
 ///
 /// As for `owner`.
 #[inline(always)]
-pub(super) unsafe fn is_immortal(op: *mut PyObject) -> bool {
+pub(crate) unsafe fn is_immortal(op: *mut PyObject) -> bool {
     // SAFETY: the caller's promise.
     unsafe { local(op) }.load(Ordering::Relaxed) == IMMORTAL
 }
@@ -166,18 +166,25 @@ pub(crate) unsafe fn count_many(op: *mut PyObject, n: u32) {
     }
 }
 
-/// Drops `n` references. May run any code.
+/// Takes back up to `n` references in bulk, without foreign code; says how many are
+/// left for `release_one`.
 ///
 /// # Safety
 ///
-/// Attached; the caller owns the references, and loses them.
-pub(crate) unsafe fn release_many(op: *mut PyObject, n: u32) {
+/// Attached; the caller owns the references, and loses those taken.
+pub(crate) unsafe fn take_many(op: *mut PyObject, n: u32) -> u32 {
     // SAFETY: the caller's promises.
-    unsafe {
-        for _ in 0..PyCell::take(op as usize, n) {
-            PyCell::release(op as usize);
-        }
-    }
+    unsafe { PyCell::take(op as usize, n) }
+}
+
+/// Drops a reference. May run any code.
+///
+/// # Safety
+///
+/// Attached; the caller owns the reference, and loses it.
+pub(crate) unsafe fn release_one(op: *mut PyObject) {
+    // SAFETY: the caller's promises.
+    unsafe { PyCell::release(op as usize) }
 }
 
 /// What CPython's macro does for an object of another thread.

@@ -13,167 +13,82 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicIsize, AtomicPtr, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use pyo3::ffi::{self, PyInterpreterState, PyObject};
 use pyo3::prelude::*;
 
-use super::hooks::{Settler, HEARTBEAT};
+use super::hooks::Settler;
 use super::object::{is_immortal, is_owned, local, release_foreign, PyCell};
-use crate::core::registry::Handle;
+use crate::core::heartbeat::Heartbeat;
+use crate::core::registry::{Count, Handle};
 use crate::core::{Buffer, Counted, Outcome, Registry, Shape};
+use crate::interp::life::Buffers;
+use crate::interp::word::{thread_pointer, Word, HAS_THREAD_POINTER};
 
-/// All buffers of this process.
-pub(super) static REGISTRY: Registry<PyCell> = Registry::new(Shape::DEFAULT);
+extern "C" {
+    /// The calling thread's word; src/interp/thread_words.c.
+    #[allow(improper_ctypes)] // C only ever sees a buffer's head.
+    fn refbuf_object_word() -> *mut *mut Buffer;
+    fn refbuf_thread_id() -> usize;
+}
+
+/// All buffers of objects of this process, with the default heartbeat of 10 ms.
+pub(super) static BUFFERS: Buffers<PyCell> = Buffers {
+    registry: Registry::new(Shape::DEFAULT),
+    heartbeat: Heartbeat::new(10_000),
+    word: Word::new(refbuf_object_word),
+};
 
 /// The interpreter whose objects are buffered.
 static MAIN_INTERPRETER: AtomicPtr<PyInterpreterState> = AtomicPtr::new(ptr::null_mut());
 
-/// From the thread pointer to the slot.
-static SLOT_OFFSET: AtomicIsize = AtomicIsize::new(0);
-
-extern "C" {
-    /// The calling thread's slot; src/interp/thread_slot.c.
-    #[allow(improper_ctypes)] // C only ever sees its head.
-    fn refbuf_thread_slot_address() -> *mut *mut Buffer;
-    /// What the slot points to in a thread without a buffer.
-    #[allow(improper_ctypes)]
-    static mut refbuf_no_buffer: Buffer;
-    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-    fn refbuf_thread_id() -> usize;
-}
-
-/// What the slot points to in a thread without a buffer.
-#[inline(always)]
-fn no_buffer() -> *mut Buffer {
-    &raw mut refbuf_no_buffer
-}
-
-/// What belongs to a thread besides its buffer.
-struct Here {
-    collecting: Cell<bool>,
-    settling: Cell<bool>,
-}
-
 thread_local! {
-    static HERE: Here = const {
-        Here { collecting: Cell::new(false), settling: Cell::new(false) }
-    };
+    /// This thread is running the collector.
+    static COLLECTING: Cell<bool> = const { Cell::new(false) };
     static THREAD_END: ThreadEnd = const { ThreadEnd };
 }
 
-/// Hands the buffer to the registry when the thread ends. Python's thread state
-/// is gone by then, so no object is touched.
+/// Hands the buffer to the registry when the thread ends.
 struct ThreadEnd;
 
 impl Drop for ThreadEnd {
     fn drop(&mut self) {
-        if let Some(handle) = current() {
-            // SAFETY: the slot is this thread's own.
-            unsafe { slot().write(no_buffer()) };
-            REGISTRY.retire(handle);
-            if REGISTRY.must_wake() {
-                HEARTBEAT.wake();
-            }
-        }
+        BUFFERS.retire();
     }
 }
 
 /// At import, before the first operation.
 pub(super) fn start(_py: Python<'_>) {
-    // SAFETY: plain C without side effects.
-    let slot = unsafe { refbuf_thread_slot_address() };
-    SLOT_OFFSET.store(slot as isize - thread_id() as isize, Ordering::Relaxed);
     // SAFETY: attached.
     MAIN_INTERPRETER.store(unsafe { ffi::PyInterpreterState_Get() }, Ordering::Relaxed);
 }
 
-/// See `RefBuf_API.tls_offset`.
-pub(super) fn slot_offset() -> isize {
-    SLOT_OFFSET.load(Ordering::Relaxed)
-}
-
-/// CPython's id of the calling thread: the thread pointer, here.
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-#[inline(always)]
-pub(super) fn thread_id() -> usize {
-    let id: usize;
-    // SAFETY: by the ABI, the first word of the TLS block is its own address.
-    unsafe { std::arch::asm!("mov {}, fs:0", out(reg) id, options(nostack, pure, readonly, preserves_flags)) };
-    id
-}
-
-/// CPython's id of the calling thread: the thread pointer, here.
-#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
-#[inline(always)]
-pub(super) fn thread_id() -> usize {
-    let id: usize;
-    // SAFETY: reads the thread pointer register.
-    unsafe { std::arch::asm!("mrs {}, tpidr_el0", out(reg) id, options(nostack, pure, nomem, preserves_flags)) };
-    id
-}
-
 /// CPython's id of the calling thread.
-#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+#[inline(always)]
 pub(super) fn thread_id() -> usize {
+    if HAS_THREAD_POINTER {
+        return thread_pointer();
+    }
     // SAFETY: plain C without side effects.
     unsafe { refbuf_thread_id() }
-}
-
-/// The word that points to this thread's buffer.
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-#[inline(always)]
-fn slot() -> *mut *mut Buffer {
-    (thread_id() as isize + SLOT_OFFSET.load(Ordering::Relaxed)) as *mut *mut Buffer
-}
-
-/// The word that points to this thread's buffer.
-#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-fn slot() -> *mut *mut Buffer {
-    // SAFETY: plain C without side effects.
-    unsafe { refbuf_thread_slot_address() }
 }
 
 /// This thread's buffer, if it has one.
 #[inline(always)]
 pub(super) fn current() -> Option<Handle> {
-    // SAFETY: the slot is this thread's own.
-    let buffer = unsafe { slot().read() };
-    if ptr::eq(buffer, no_buffer()) {
-        None
-    } else {
-        Handle::from_ptr(buffer)
-    }
+    BUFFERS.current()
 }
 
-/// This thread's buffer, made if need be by `register`; none where the thread or
-/// the process is ending.
+/// This thread's buffer, made if need be; see `Buffers`.
 fn current_or_new(register: fn(&Registry<PyCell>) -> Option<Handle>) -> Option<Handle> {
-    if let Some(handle) = current() {
-        return Some(handle);
-    }
     // Arms the destructor; fails once it has run.
-    THREAD_END.try_with(|_| ()).ok()?;
-    let handle = register(&REGISTRY)?;
-    // SAFETY: the slot is this thread's own.
-    unsafe { slot().write(handle.as_ptr()) };
-    Some(handle)
+    BUFFERS.current_or_new(register, || THREAD_END.try_with(|_| ()).is_ok())
 }
 
 /// Says that this thread is running the collector, or no longer does.
 pub(super) fn set_collecting(collecting: bool) {
-    let _ = HERE.try_with(|here| here.collecting.set(collecting));
-}
-
-/// Says that this thread is the settler at work, or no longer is.
-pub(super) fn set_settling(settling: bool) {
-    let _ = HERE.try_with(|here| here.settling.set(settling));
-}
-
-/// Whether this thread is the settler at work.
-pub(super) fn is_settling() -> bool {
-    HERE.try_with(|here| here.settling.get()).unwrap_or(false)
+    let _ = COLLECTING.try_with(|here| here.set(collecting));
 }
 
 /// Releases what settling has left.
@@ -183,7 +98,7 @@ pub(super) fn is_settling() -> bool {
 /// Attached to the main interpreter, where any code may run.
 pub(super) unsafe fn release_leftovers() {
     // SAFETY: the caller's promise; this thread is outside its gate.
-    unsafe { REGISTRY.release_leftovers(thread_id()) };
+    unsafe { BUFFERS.registry.release_leftovers(thread_id()) };
 }
 
 /// Whether the calling thread is attached to the interpreter whose objects are
@@ -193,20 +108,10 @@ pub(super) fn in_main_interpreter() -> bool {
     unsafe { ffi::PyInterpreterState_Get() == MAIN_INTERPRETER.load(Ordering::Relaxed) }
 }
 
-/// No credits without one who gives them back; none at all once closed.
-fn start_settler() {
-    if !REGISTRY.is_closed() {
-        HEARTBEAT.start(&REGISTRY, Settler);
-    }
-}
-
 /// Whether credits may come into this thread's buffer now. Asked inside the
 /// gate: see the registry on closing.
 fn admit() -> bool {
-    HEARTBEAT.is_running()
-        && !REGISTRY.is_closed()
-        && in_main_interpreter()
-        && HERE.try_with(|here| !here.collecting.get()).unwrap_or(false)
+    BUFFERS.admits() && in_main_interpreter() && COLLECTING.try_with(|here| !here.get()).unwrap_or(false)
 }
 
 /// # Safety
@@ -293,11 +198,11 @@ unsafe fn inc_ref_slow(op: *mut PyObject) {
         // SAFETY: the caller's promises.
         return unsafe { PyCell::add(op as usize, 1) };
     };
-    start_settler();
+    BUFFERS.start_settler(Settler);
     // SAFETY: the caller's promises; the buffer is this thread's.
     let outcome = unsafe { handle.as_ref().increment_missed::<PyCell>(op as usize, admit) };
-    if outcome == Outcome::Installed && REGISTRY.must_wake() {
-        HEARTBEAT.wake();
+    if outcome == Outcome::Installed {
+        BUFFERS.wake_if_idle();
     }
 }
 
@@ -334,15 +239,11 @@ unsafe fn dec_ref_slow(op: *mut PyObject) {
         // SAFETY: the caller's promises.
         return unsafe { release_foreign(op) };
     };
-    start_settler();
+    BUFFERS.start_settler(Settler);
     // SAFETY: the caller's promises; the buffer is this thread's.
     match unsafe { handle.as_ref().decrement_missed::<PyCell>(op as usize, admit) } {
         Outcome::Hit => {}
-        Outcome::Installed => {
-            if REGISTRY.must_wake() {
-                HEARTBEAT.wake();
-            }
-        }
+        Outcome::Installed => BUFFERS.wake_if_idle(),
         // SAFETY: the reference is still the caller's, who gives it up.
         Outcome::Passed => unsafe { release_foreign(op) },
     }
@@ -372,29 +273,12 @@ unsafe fn release_parked(handle: Handle) {
     }
 }
 
-/// How often a count that another thread is changing is looked at again. That
-/// thread drops one reference, unless it is the last, and then nobody asks.
-const LOOKS: u32 = 100;
-
-/// The program's count: CPython's, without the credits of buffers.
+/// One look at CPython's count, and at the credits that buffers hold.
 ///
 /// # Safety
 ///
 /// As for `Py_REFCNT`.
-pub(crate) unsafe fn ref_count(op: *mut PyObject) -> isize {
+pub(crate) unsafe fn count_once(op: *mut PyObject) -> Count<isize> {
     // SAFETY: the caller's promise.
-    let own = || unsafe { ffi::Py_REFCNT(op) };
-    // SAFETY: as above.
-    if unsafe { is_immortal(op) } {
-        return own();
-    }
-    let mut look = 0;
-    loop {
-        let count = REGISTRY.count(op as usize, thread_id(), own);
-        look += 1;
-        if !count.unsettled || look == LOOKS {
-            return count.seen - count.credits as isize;
-        }
-        std::thread::sleep(Duration::from_micros(50));
-    }
+    BUFFERS.registry.count(op as usize, thread_id(), || unsafe { ffi::Py_REFCNT(op) })
 }
