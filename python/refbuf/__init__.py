@@ -4,8 +4,8 @@ Every thread keeps a small table of *credits*, references that it has already
 counted on an object, and spends and takes back credits without an atomic
 operation. Extensions count through it by `refbuf.h` (see `get_include`).
 
-On builds of CPython with a GIL everything here works too and takes CPython's
-own path: nothing is buffered, and `stats()` is all zeros.
+On builds of CPython with a GIL everything here works too. Attached threads take
+CPython's own path there; threads that are not attached have tables on any build.
 """
 
 import os.path
@@ -48,6 +48,8 @@ def configure(
     heartbeat_ms: float | None = None,
     first_batch: int | None = None,
     largest_batch: int | None = None,
+    reserve: int | None = None,
+    account_slots: int | None = None,
 ) -> None:
     """Changes what is given and leaves the rest; an error changes nothing.
 
@@ -56,11 +58,20 @@ def configure(
         reference is gone is finalized within two. May be changed at any time.
     first_batch: credits that a thread first counts on an object, a power of two.
     largest_batch: what a batch is doubled up to, a power of two.
+    reserve: references that an account has counted in advance on its object, for
+        threads that are not attached, 1 to 2**24. For objects enrolled from now on.
+    account_slots: slots of each thread's buffer of accounts, a power of two up to 128.
 
     Raises ValueError for a value that makes no sense, and RuntimeError where
-    slots or a batch comes too late: once a thread has a buffer.
+    slots, account_slots or a batch comes too late: once a thread has a buffer.
     """
-    whole = {"slots": slots, "first_batch": first_batch, "largest_batch": largest_batch}
+    whole = {
+        "slots": slots,
+        "first_batch": first_batch,
+        "largest_batch": largest_batch,
+        "reserve": reserve,
+        "account_slots": account_slots,
+    }
     try:
         _configure(heartbeat_ms=heartbeat_ms, **whole)
     except OverflowError:

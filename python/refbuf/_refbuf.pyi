@@ -24,6 +24,8 @@ def configure(
     heartbeat_ms: float | None = None,
     first_batch: int | None = None,
     largest_batch: int | None = None,
+    reserve: int | None = None,
+    account_slots: int | None = None,
 ) -> None: ...
 def build_info() -> _BuildInfo: ...
 

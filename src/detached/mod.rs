@@ -20,11 +20,11 @@ use pyo3::prelude::*;
 
 use crate::core::{Account, Address};
 
+pub use service::{accounts, flush, flush_all, set_heartbeat, set_reserve, summary};
 pub(crate) use service::{
     count, enrol, give_back, give_back_missed, heartbeat, is_used, lend, lend_missed, prepare, release, set_slots,
     tls_offset, MOST_RESERVE, MOST_SLOTS,
 };
-pub use service::{accounts, flush, flush_all, set_heartbeat, set_reserve, summary};
 
 /// A reference to a Python object that any thread may clone and drop, attached or
 /// not.

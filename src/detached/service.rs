@@ -60,11 +60,8 @@ extern "C" {
     fn refbuf_account_word() -> *mut *mut Buffer;
 }
 
-static BUFFERS: Buffers<Account> = Buffers {
-    registry: Registry::new(SHAPE),
-    heartbeat: Heartbeat::new(10_000),
-    word: Word::new(refbuf_account_word),
-};
+static BUFFERS: Buffers<Account> =
+    Buffers { registry: Registry::new(SHAPE), heartbeat: Heartbeat::new(10_000), word: Word::new(refbuf_account_word) };
 static DESK: Desk = Desk::new(ring, wait);
 /// See [`set_reserve`].
 static RESERVE_NOW: AtomicU32 = AtomicU32::new(RESERVE);

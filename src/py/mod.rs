@@ -90,7 +90,7 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let info = PyDict::new(py);
     info.set_item("buffered", interp::BUFFERED)?;
     info.set_item("barrier", barrier::name())?;
-    info.set_item("inline", detached::tls_offset() != 0)?;
+    info.set_item("inline", interp::tls_offset() != 0)?;
     info.set_item("heartbeat_ms", detached::heartbeat().as_secs_f64() * 1000.0)?;
     Ok(info)
 }

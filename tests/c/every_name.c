@@ -25,6 +25,20 @@ EVERY_ASSERT(REFBUF_CREDIT_LIMIT <= REFBUF_CREDITS, "a full slot still fits");
 #  error "inline paths where nothing is buffered"
 #endif
 
+PyObject *every_account_name(PyObject *op);
+PyObject *every_account_name(PyObject *op)
+{
+    RefBuf_Account *account = RefBuf_Enroll(op);
+    if (account == NULL) {
+        return NULL;
+    }
+    RefBuf_AccountIncRef(account);
+    RefBuf_AccountDecRef(account);
+    RefBuf_AccountIncRef(account);
+    RefBuf_AccountRelease(account);
+    return RefBuf_AccountObject(account) == op ? RefBuf_AccountWithdraw(account) : NULL;
+}
+
 Py_ssize_t every_name(PyObject *op, RefBuf_Stats *stats);
 Py_ssize_t every_name(PyObject *op, RefBuf_Stats *stats)
 {

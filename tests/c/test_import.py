@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def build_probe(folder: Path, compiler: Compiler, edit: tuple[str, str] | None =
         assert header.count(edit[0]) == 1, f"the header has not one line of the form {edit[0]!r}"
         header = header.replace(*edit)
     (include / "refbuf.h").write_text(header)
+    shutil.copy(refbuf_include() / "refbuf_table.h", include)
     build_module("probe", folder, (compiler, "probe.c"), include=include)
 
 

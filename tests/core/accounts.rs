@@ -23,6 +23,19 @@ impl Bank for Objects {
         assert!(object.count.fetch_add(n.into(), Ordering::Relaxed) > 0, "R1: a dead object was counted");
     }
 
+    fn take(&mut self, object: Address, n: u32) -> u32 {
+        // SAFETY: as above.
+        let count = &unsafe { &*(object as *const Object) }.count;
+        let before = count.load(Ordering::Relaxed);
+        assert!(before >= n.into(), "R1: taken more than counted");
+        // Others take, too: what they spoil is left.
+        let taken = (before - 1).min(n.into());
+        match count.compare_exchange(before, before - taken, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => n - taken as u32,
+            Err(_) => n,
+        }
+    }
+
     fn release(&mut self, object: Address, n: u32) {
         // SAFETY: as above.
         let object = unsafe { &*(object as *const Object) };
@@ -94,13 +107,10 @@ fn stress(reserve: u32, slots: usize) {
     prepare(true);
     let registry = Registry::<Account>::new(Shape { slots, parked: 1, ..Shape::DEFAULT });
     let desk = Desk::new(|| (), thread::yield_now);
-    let objects: Vec<_> = (0..40)
-        .map(|_| Object { count: AtomicI64::new(1 + i64::from(reserve)), deaths: AtomicUsize::new(0) })
-        .collect();
+    let objects: Vec<_> = (0..40).map(|_| Object { count: AtomicI64::new(1), deaths: AtomicUsize::new(0) }).collect();
     let open = |object| {
-        // SAFETY: an object has been made with these references; the desk
-        // outlives all threads.
-        unsafe { desk.open(std::ptr::from_ref::<Object>(object) as Address, reserve) as Address }
+        // SAFETY: an object is made with one reference; the desk outlives all threads.
+        unsafe { desk.enrol(std::ptr::from_ref::<Object>(object) as Address, reserve, &mut Objects) as Address }
     };
     let accounts: Vec<Address> = objects.iter().map(open).collect();
     let over = AtomicBool::new(false);

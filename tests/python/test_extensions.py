@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import re
+import shutil
 import sys
 import sysconfig
 
@@ -123,6 +124,7 @@ def header_with(tmp_path, pattern, replacement):
     header, changed = re.subn(pattern, replacement, header)
     assert changed == 1
     (tmp_path / "refbuf.h").write_text(header)
+    shutil.copy(pathlib.Path(refbuf.get_include()) / "refbuf_table.h", tmp_path)
     return tmp_path
 
 
