@@ -211,6 +211,9 @@ test-doc: setup ## The examples in the crate's documentation, on both builds
 	done
 
 RUST_EXAMPLE = examples/rust-extension
+C_EXAMPLE = examples/c-extension
+# On top of what its setup.py asks for.
+STRICT_C = -Wundef -Werror
 
 .PHONY: test-examples
 test-examples: setup ## The example extensions, on both builds
@@ -220,6 +223,11 @@ test-examples: setup ## The example extensions, on both builds
 	        .venv-$$kind/bin/python $(pip_install) --no-build-isolation --no-deps --force-reinstall ./$(RUST_EXAMPLE)
 	    $(say) "pytest $(RUST_EXAMPLE)"
 	    $(call pytest,.venv-$$kind) $(RUST_EXAMPLE)/tests
+	    $(say) "$(C_EXAMPLE): installing it in .venv-$$kind"
+	    CFLAGS="$(STRICT_C)" \
+	        .venv-$$kind/bin/python $(pip_install) --no-build-isolation --no-deps --force-reinstall ./$(C_EXAMPLE)
+	    $(say) "pytest $(C_EXAMPLE)"
+	    $(call pytest,.venv-$$kind) $(C_EXAMPLE)/tests
 	done
 
 .PHONY: test-all
@@ -290,5 +298,6 @@ format: $(LINT)/.created ## Let rustfmt and ruff put the sources into shape
 clean: ## Remove all that was built here; the interpreter in the cache stays
 	@$(say) "removing build, target and the environments"
 	rm -rf build target .venv-ft .venv-gil .venv-lint .venv-py3.12 .venv-py3.13 .pytest_cache .ruff_cache .hypothesis
-	find python tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(C_EXAMPLE)/build $(C_EXAMPLE)/*.egg-info
+	find python tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} +
 	find python -name '*.so' -delete
