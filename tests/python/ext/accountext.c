@@ -22,15 +22,10 @@ static int parse(PyObject *args, RefBuf_Account **account, Py_ssize_t *times)
     return 0;
 }
 
-/* enroll(address) -> account */
-static PyObject *enroll(PyObject *Py_UNUSED(module), PyObject *args)
+/* enroll(object) -> account */
+static PyObject *enroll(PyObject *Py_UNUSED(module), PyObject *op)
 {
-    RefBuf_Account *object;
-    Py_ssize_t times;
-    if (parse(args, &object, &times) < 0) {
-        return NULL;
-    }
-    RefBuf_Account *account = RefBuf_Enroll((PyObject *)object);
+    RefBuf_Account *account = RefBuf_Enroll(op);
     return account == NULL ? NULL : PyLong_FromVoidPtr(account);
 }
 
@@ -75,6 +70,18 @@ static PyObject *touch_by_turns(PyObject *Py_UNUSED(module), PyObject *args)
         RefBuf_DECREF(object);
         RefBuf_AccountDecRef(account);
     }
+    Py_RETURN_NONE;
+}
+
+/* decref_attached(account) */
+static PyObject *decref_attached(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    RefBuf_Account *account;
+    Py_ssize_t times;
+    if (parse(args, &account, &times) < 0) {
+        return NULL;
+    }
+    RefBuf_AccountDecRef(account);
     Py_RETURN_NONE;
 }
 
@@ -248,13 +255,14 @@ static PyObject *churn_for_ever(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"enroll", enroll, METH_VARARGS, NULL},
+    {"enroll", enroll, METH_O, NULL},
     {"incref", incref, METH_VARARGS, NULL},
     {"decref", decref, METH_VARARGS, NULL},
     {"incref_call", incref_call, METH_VARARGS, NULL},
     {"decref_call", decref_call, METH_VARARGS, NULL},
     {"touch", touch, METH_VARARGS, NULL},
     {"touch_by_turns", touch_by_turns, METH_VARARGS, NULL},
+    {"decref_attached", decref_attached, METH_VARARGS, NULL},
     {"release", release, METH_VARARGS, NULL},
     {"object", object, METH_VARARGS, NULL},
     {"withdraw", withdraw, METH_VARARGS, NULL},

@@ -1,0 +1,286 @@
+"""R4 for references without the interpreter: across fork on both sides, and to the
+end of the process."""
+
+import pytest
+
+SETTING = """
+import atexit, gc, os, sys, threading, time
+import refbuf, accountext, countext
+from support import (Plain, Tracked, Worker, addresses, assert_child_succeeds, counts, in_child,
+                     in_threads, settled_counts, wait_until)
+
+log = []
+objects = [Tracked(log, number) for number in range(10)]
+before = counts(objects)
+accounts = tuple(accountext.enroll(thing) for thing in objects)
+
+def works_and_is_exact():
+    '''Threads may count, and each account has one reference.'''
+    in_threads(3, lambda number: accountext.churn(accounts, 2_000, number))
+    accountext.churn(accounts, 2_000, 5, 2)
+    assert counts(objects, refbuf.refcount) == [count + 1 for count in before]
+
+def everything_is_given_up():
+    for account in accounts:
+        accountext.decref(account)
+    assert wait_until(lambda: counts(objects) == before), (counts(objects), before, refbuf.stats())
+    objects.clear()
+    assert wait_until(lambda: sorted(log) == list(range(10))), (log, refbuf.stats())
+    assert refbuf.stats().credits == refbuf.stats().accounts == 0
+
+class Saying(Plain):
+    '''An object that prints when it is finalized.'''
+    __slots__ = ("what",)
+    def __init__(self, what):
+        self.what = what
+    def __del__(self, write=os.write):  # os may be gone by then
+        write(1, f"{self.what}\\n".encode())
+"""
+
+
+@pytest.fixture
+def run_with_accounts(run_python):
+    def run(code, repeats=1, **options):
+        return [run_python(code, first=SETTING, **options) for _ in range(repeats)]
+
+    return run
+
+
+def test_credits_of_other_threads_are_given_back_on_both_sides(run_with_accounts):
+    run_with_accounts(
+        """
+        def go_on():
+            works_and_is_exact()
+            everything_is_given_up()
+
+        worker = Worker()
+        refbuf.configure(heartbeat_ms=300)
+        worker.do(accountext.churn, accounts, 1_000, 1)
+        assert refbuf.stats().credits > 0
+        child = in_child(go_on)
+        refbuf.configure(heartbeat_ms=10)
+        go_on()
+        assert_child_succeeds(child)
+        """
+    )
+
+
+def test_a_thread_with_credits_may_fork(run_with_accounts):
+    run_with_accounts(
+        """
+        def fork():
+            accountext.churn(accounts, 1_000, 1)
+            return in_child(works_and_is_exact)
+
+        with Worker() as worker, Worker() as other:
+            for _ in range(5):
+                other.do(accountext.churn, accounts, 1_000, 1)
+                assert_child_succeeds(worker.do(fork))
+        works_and_is_exact()
+        everything_is_given_up()
+        """
+    )
+
+
+def test_an_object_that_only_credits_hold_dies_on_both_sides(run_with_accounts):
+    """The child does nothing for it: it neither flushes nor counts."""
+    run_with_accounts(
+        """
+        def left_dies():
+            assert wait_until(lambda: log == ["left"])
+
+        worker = Worker()
+        refbuf.configure(heartbeat_ms=500)
+        account = accountext.enroll(thing := Tracked(log, "left"))
+        worker.do(accountext.incref, account)
+        accountext.decref(account)
+        del thing
+        worker.do(accountext.decref, account)
+        child = in_child(left_dies)
+        assert_child_succeeds(child)
+        left_dies()
+        """
+    )
+
+
+def test_fork_while_native_threads_count_like_mad(run_with_accounts):
+    """What they held at that moment is lost in the child, as ever; accounts that
+    they were about to close or to refill are not."""
+    run_with_accounts(
+        """
+        refbuf.configure(reserve=4)  # from here on some account always asks
+        things = [Plain() for _ in range(20)]
+        few = tuple(accountext.enroll(thing) for thing in things)
+
+        def count(number):
+            while not stop:
+                accountext.churn(few, 2_000, number, 2)
+                for name in range(20):
+                    account = accountext.enroll(thing := Plain())
+                    del thing
+                    accountext.decref(account)
+
+        stop = False
+        threads = [threading.Thread(target=count, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for turn in range(30):
+            account = accountext.enroll(thing := Tracked(log, number := turn + 100))
+            def one_more_dies(name=number):
+                accountext.decref(account)
+                assert wait_until(lambda: log[-1:] == [name]), (log, refbuf.stats())
+                log.clear()
+                works_and_is_exact()
+            del thing
+            pid = in_child(one_more_dies)
+            assert_child_succeeds(pid)
+            accountext.decref(account)
+            assert wait_until(lambda: log[-1:] == [number])
+            log.clear()
+        stop = True
+        for thread in threads:
+            thread.join()
+        works_and_is_exact()
+        for account in few:
+            accountext.decref(account)
+        everything_is_given_up()
+        """,
+        timeout=100,
+    )
+
+
+def test_fork_by_c_code_that_knows_nothing_of_python(run_with_accounts):
+    """ctypes calls fork while detached: only the C library's hooks run."""
+    run_with_accounts(
+        """
+        import ctypes
+        libc = ctypes.CDLL(None)
+        libc._exit  # looked up before
+        for _ in range(5):
+            accountext.churn(accounts, 1_000, 1, 2)
+            pid = ctypes.PyDLL(None).fork()
+            if pid == 0:
+                libc._exit(0)
+            assert_child_succeeds(pid)
+        works_and_is_exact()
+        everything_is_given_up()
+        """
+    )
+
+
+def test_a_finalizer_in_the_settler_may_fork(run_with_accounts):
+    """It does not wait for itself, and both sides go on."""
+    run_with_accounts(
+        """
+        class Forking(Plain):
+            __slots__ = ()
+            def __del__(self):
+                began = time.monotonic()
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                took.append(time.monotonic() - began)
+                assert_child_succeeds(pid)
+                log.append("forked")
+
+        took = []
+        for turn in range(5):
+            account = accountext.enroll(Forking())
+            accountext.churn((account,), 100, turn, 2)
+            accountext.decref(account)
+            assert wait_until(lambda: log == ["forked"]), log
+            log.clear()
+        assert min(took) < 0.4, took
+        works_and_is_exact()
+        everything_is_given_up()
+        """
+    )
+
+
+def test_native_threads_may_count_to_the_end(run_with_accounts):
+    run_with_accounts(
+        """
+        for account in accounts[:3]:
+            accountext.churn_for_ever(account)
+        time.sleep(0.02)
+        """,
+        10,
+    )
+
+
+def test_daemon_threads_may_count_to_the_end(run_with_accounts):
+    run_with_accounts(
+        """
+        def count(number):
+            while True:
+                accountext.churn(accounts, 300, number)
+                accountext.touch_by_turns(accounts[number], 50)
+
+        for number in range(4):
+            threading.Thread(target=count, args=(number,), daemon=True).start()
+        time.sleep(0.02)
+        """,
+        10,
+    )
+
+
+def test_daemon_threads_may_find_reserves_dry_to_the_end(run_with_accounts):
+    """They attach for a refill while the interpreter goes away."""
+    run_with_accounts(
+        """
+        refbuf.configure(reserve=1)
+        dry = tuple(accountext.enroll(thing) for thing in [Plain() for _ in range(5)])
+        for number in range(3):
+            threading.Thread(target=lambda: [accountext.churn(dry, 500, i) for i in range(10**9)], daemon=True).start()
+        accountext.churn_for_ever(dry[0])
+        time.sleep(0.02)
+        """,
+        10,
+    )
+
+
+def test_an_object_that_only_credits_hold_is_finalized_at_exit(run_with_accounts):
+    said = run_with_accounts(
+        """
+        refbuf.configure(heartbeat_ms=60_000)
+        account = accountext.enroll(Saying("finalized"))
+        accountext.churn((account,), 100, 1, 2)
+        accountext.touch(account, 10)
+        accountext.decref(account)
+        """,
+        3,
+    )
+    assert said == ["finalized\n"] * 3
+
+
+def test_a_reference_dropped_after_the_exit_has_begun_finalizes_as_ever(run_python):
+    """By a function at exit that runs after refbuf's, and by the destruction of
+    modules: nobody is there to serve the account but the thread itself."""
+    code = """
+    import atexit
+    def last():
+        accountext.decref_attached(dropped)
+        print("last is over", flush=True)
+    atexit.register(last)  # before refbuf's: called after it
+    import os, sys
+    from support import Plain
+    import accountext
+    class Dropping:
+        def __del__(self, decref=accountext.decref_attached):
+            decref(self.account)
+    class Saying(Plain):
+        __slots__ = ("what",)
+        def __init__(self, what):
+            self.what = what
+        def __del__(self, write=os.write):
+            write(1, f"{self.what}\\n".encode())
+    dropped = accountext.enroll(Saying("at exit"))
+    late = accountext.enroll(Saying("later"))
+    keeper = Dropping()
+    keeper.account = late
+    """
+    assert run_python(code).split("\n") == ["at exit", "last is over", "later", ""]
+
+
+def test_references_that_are_never_dropped_do_no_harm_at_exit(run_with_accounts):
+    run_with_accounts("sys.modules['kept'] = accounts\naccountext.touch(accounts[0], 10)\n", 3)
