@@ -256,30 +256,34 @@ def test_an_object_that_only_credits_hold_is_finalized_at_exit(run_with_accounts
 def test_a_reference_dropped_after_the_exit_has_begun_finalizes_as_ever(run_python):
     """By a function at exit that runs after refbuf's, and by the destruction of
     modules: nobody is there to serve the account but the thread itself."""
+    saying = """
+class Saying:
+    def __init__(self, what):
+        self.what = what
+    def __del__(self, write=__import__("os").write):
+        write(1, (self.what + chr(10)).encode())
+"""
     code = """
     import atexit
     def last():
         accountext.decref_attached(dropped)
         print("last is over", flush=True)
     atexit.register(last)  # before refbuf's: called after it
-    import os, sys
-    from support import Plain
+    import os, types
     import accountext
+    # In a module of its own: through an account nobody sees that it refers to others.
+    speech = types.ModuleType("speech")
+    exec(saying, vars(speech))
     class Dropping:
         def __del__(self, decref=accountext.decref_attached):
             decref(self.account)
-    class Saying(Plain):
-        __slots__ = ("what",)
-        def __init__(self, what):
-            self.what = what
-        def __del__(self, write=os.write):
-            write(1, f"{self.what}\\n".encode())
-    dropped = accountext.enroll(Saying("at exit"))
-    late = accountext.enroll(Saying("later"))
+    dropped = accountext.enroll(speech.Saying("at exit"))
+    late = accountext.enroll(speech.Saying("later"))
     keeper = Dropping()
     keeper.account = late
     """
-    assert run_python(code).split("\n") == ["at exit", "last is over", "later", ""]
+    said = run_python(code, first=f"saying = {saying!r}\n")
+    assert said.split("\n") == ["at exit", "last is over", "later", ""]
 
 
 def test_references_that_are_never_dropped_do_no_harm_at_exit(run_with_accounts):
