@@ -100,6 +100,7 @@ mod python {
             .allowlist_type("RefBuf_.*")
             .allowlist_var("REFBUF_.*")
             .allowlist_var("refbuf_kernels_.*")
+            .allowlist_function("refbuf_work")
             // pyo3 has it already, under that name.
             .blocklist_type("PyObject|_object")
             .raw_line("use pyo3::ffi::PyObject;")

@@ -36,8 +36,8 @@ class Run:
     pairs: increments with their decrements, of all threads together.
     ns_per_pair: nanoseconds that a thread took for a pair.
     pairs_per_second: of all threads together.
-    atomics_per_1000_pairs: atomic operations on objects' counts; for the
-        variant stock, what CPython's own path is known to do.
+    atomics_per_1000_pairs: atomic operations on counts; for variants other than
+        refbuf's, what they are known to do.
     kept: the references that the workload random still held (keep=True).
     """
 

@@ -17,8 +17,16 @@ container  walks a shared list, then a shared dict                      256
 random     takes and drops, and holds up to 4,096 meanwhile          10,000
 ========== ====================================================== =========
 
-Variants: `stock` is CPython's own Py_INCREF and Py_DECREF, `refbuf` the inline
-path of refbuf.h, and `refbuf-call` refbuf's exported functions.
+Variants of attached threads: `stock` is CPython's own Py_INCREF and Py_DECREF,
+`refbuf` the inline path of refbuf.h, and `refbuf-call` refbuf's exported functions.
+On builds with a GIL these threads take turns.
+
+Variants of threads that have let go of the interpreter, and clone and drop
+references as Rust code with PyO3 does: `detached` is `refbuf::Ref`,
+`attach-per-clone` attaches for each clone and for each drop, `arc` is
+`Arc<Py<T>>`, and `pool` attaches for each clone and leaves what it drops to PyO3's
+pool. Their threads have a thread state, which attaching finds: the best case for
+those that attach. They walk a vector and a hash map in place of a list and a dict.
 """
 
 import operator
@@ -92,6 +100,7 @@ def run(
     seed: int = 0,
     keep: bool = False,
     factory: Callable[[], object] = object,
+    work_ns: float = 0.0,
 ) -> Run:
     """Runs one workload in one variant and waits for its threads.
 
@@ -106,10 +115,13 @@ def run(
         caller, in `Run.kept`, instead of dropping them.
     factory: `private` only: makes an object; called in each thread, as many
         times as there are `objects`.
+    work_ns: other work beside each pair, in nanoseconds: a chain of
+        multiplications, measured once in a process; up to 1e6.
 
     Returns a `Run`: `pairs` of all threads, `ns_per_pair` (nanoseconds of a
     thread), `pairs_per_second` of all threads, `atomics_per_1000_pairs`
-    (atomic operations on objects' counts), and `kept`.
+    (atomic operations on counts: counted for refbuf's variants, known for the
+    others), and `kept`.
 
     Raises ValueError or TypeError for bad arguments, before anything has
     started; RuntimeError where the system gives fewer threads than asked for;
@@ -131,6 +143,7 @@ def run(
         seed=seed,
         keep=keep,
         factory=factory,
+        work_ns=_nanoseconds(work_ns),
     )
 
 
@@ -138,9 +151,18 @@ def touch(object: object, pairs: int = 1, variant: str = "refbuf") -> None:
     """Counts one object in the calling thread: so many increments, each with its decrement.
 
     Afterwards the thread's buffer may hold credits on the object, if another
-    thread owns it. Raises ValueError for an unknown variant.
+    thread owns it. Raises ValueError for a variant that is unknown, or of threads
+    that are not attached.
     """
     _touch(object, variant, _whole("pairs", pairs, 0, _LARGEST_UINT64))
+
+
+def _nanoseconds(value: float) -> float:
+    """The conversion's own error names no argument."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"work_ns must be a number, not {type(value).__name__}") from None
 
 
 def _whole(name: str, value: int, least: int, most: int) -> int:

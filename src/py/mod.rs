@@ -8,7 +8,7 @@ use crate::interp::barrier;
 use crate::interp::config::{Config, ConfigError};
 use crate::workloads::driver;
 use crate::workloads::plan::{Arguments, Plan, Variant, Workload};
-use crate::workloads::worker;
+use crate::workloads::{attached, work};
 use crate::{capi, detached, interp, process};
 
 impl From<ConfigError> for PyErr {
@@ -120,7 +120,8 @@ impl Run {
 
 /// Runs one workload in one variant.
 #[pyfunction]
-#[pyo3(signature = (workload, variant, objects, *, mapping, threads, pairs, seconds, seed, keep, factory))]
+#[pyo3(signature = (workload, variant, objects, *, mapping, threads, pairs, seconds, seed, keep, factory,
+                    work_ns))]
 #[allow(clippy::too_many_arguments)]
 fn run_workload(
     py: Python<'_>,
@@ -134,8 +135,10 @@ fn run_workload(
     seed: u64,
     keep: bool,
     factory: Bound<'_, PyAny>,
+    work_ns: f64,
 ) -> PyResult<Run> {
-    let arguments = Arguments { workload, variant, objects, mapping, threads, pairs, seconds, seed, keep, factory };
+    let arguments =
+        Arguments { workload, variant, objects, mapping, threads, pairs, seconds, seed, keep, factory, work_ns };
     let report = driver::run(py, Plan::new(py, arguments)?)?;
     Ok(Run {
         pairs: report.pairs,
@@ -149,8 +152,13 @@ fn run_workload(
 /// Counts one object in the calling thread.
 #[pyfunction]
 fn touch(py: Python<'_>, object: Bound<'_, PyAny>, variant: &str, pairs: u64) -> PyResult<()> {
-    worker::touch(py, &object, Variant::named(variant)?, pairs);
-    Ok(())
+    attached::touch(py, &object, variant, pairs)
+}
+
+/// Nanoseconds of one iteration of a workload's other work, as measured.
+#[pyfunction]
+fn work_iteration_ns(py: Python<'_>) -> f64 {
+    py.detach(work::nanoseconds_per_iteration)
 }
 
 /// At exit, before the buffers are closed.
@@ -181,5 +189,6 @@ fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(run_workload, module)?)?;
     module.add_function(wrap_pyfunction!(touch, module)?)?;
+    module.add_function(wrap_pyfunction!(work_iteration_ns, module)?)?;
     Ok(())
 }

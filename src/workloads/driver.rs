@@ -1,7 +1,6 @@
 //! Threads that start together, run a share each, and are summed up.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::Arc;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -11,13 +10,14 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use super::attached::{self, gather};
+use super::detached::{self, Crowd};
+use super::handle::{Attached, Handle, Pooled};
 use super::plan::{Length, Plan, Variant};
-use super::worker::{gather, Batch, Channels, Share, Worker};
-use crate::interp;
-use crate::interp::unwinding::detached;
-
-/// Batches on their way, for each thread of handoff.
-const BATCHES_UNDER_WAY: usize = 16;
+use super::share::{ring, Channels, Share};
+use crate::detached::Ref;
+use crate::interp::unwinding::detached as without_interpreter;
+use crate::process;
 
 /// How often a run for a time looks whether a thread has failed.
 const LOOK_AT_STOP: Duration = Duration::from_millis(20);
@@ -83,7 +83,7 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) fn close(py: Python<'_>) {
     CLOSED.store(true, Ordering::SeqCst);
     let deadline = Instant::now() + EXIT_PATIENCE;
-    detached(py, || {
+    without_interpreter(py, || {
         while WORKERS.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
@@ -100,7 +100,7 @@ pub(super) fn is_closed() -> bool {
 /// thread, in another exit hook, gets its error.
 fn hang_if_daemon(py: Python<'_>) {
     if is_closed() && !is_main_thread() {
-        detached(py, || loop {
+        without_interpreter(py, || loop {
             thread::park();
         });
     }
@@ -159,26 +159,90 @@ pub(crate) struct Report {
 pub(crate) fn run(py: Python<'_>, plan: Plan) -> PyResult<Report> {
     let before = atomics();
     let run = Arc::new(Run { plan, start: Start::default(), stop: AtomicBool::new(false) });
-    let shares = detached(py, || start_and_join(&run));
+    let shares = match run.plan.variant {
+        Variant::Stock | Variant::Inline | Variant::Call => {
+            without_interpreter(py, || start_and_join(&run, Arc::new(work_attached)))
+        }
+        Variant::Detached => run_detached::<Ref<PyAny>>(py, &run),
+        Variant::AttachPerClone => run_detached::<Attached>(py, &run),
+        Variant::Arc => run_detached::<Arc<Py<PyAny>>>(py, &run),
+        Variant::Pool => run_detached::<Pooled>(py, &run),
+    };
     hang_if_daemon(py);
     let mut shares = shares?;
-    let mut report = sum_up(py, &run.plan, &mut shares)?;
-    if run.plan.variant != Variant::Stock {
-        report.atomics_per_1000_pairs = (atomics() - before) as f64 * 1000.0 / report.pairs.max(1) as f64;
-    }
+    let mut report = sum_up(py, &mut shares)?;
+    let pairs = report.pairs.max(1) as f64;
+    report.atomics_per_1000_pairs = match run.plan.variant.known_atomics_per_pair(run.plan.workload) {
+        Some(known) => known as f64 * 1000.0,
+        None => (atomics() - before) as f64 * 1000.0 / pairs,
+    };
     Ok(report)
 }
 
 fn atomics() -> u64 {
-    interp::summary().totals.atomics
+    process::summary().totals.atomics
 }
 
-fn start_and_join(run: &Arc<Run>) -> PyResult<Vec<Share>> {
+/// Threads that have handles of one kind.
+fn run_detached<H: Handle>(py: Python<'_>, run: &Arc<Run>) -> PyResult<Vec<Share>> {
+    let crowd = Arc::new(Crowd::<H>::new(py, &run.plan));
+    let shared = crowd.clone();
+    let work = move |run: &Run, thread, channels| work_detached(run, &shared, thread, channels);
+    // The last handles are dropped here, attached.
+    let shares = without_interpreter(py, || start_and_join(run, Arc::new(work)));
+    drop(crowd);
+    shares
+}
+
+/// A thread's life, attached.
+fn work_attached(run: &Run, thread: usize, channels: Channels<attached::Batch>) -> PyResult<Share> {
+    Python::attach(|py| {
+        let worker = attached::Worker::new(py, &run.plan, thread, channels);
+        let go = run.await_start(py, worker.is_err());
+        let worker = worker?;
+        Ok(worker.run(py, go?, &run.stop))
+    })
+}
+
+/// A thread's life, attached only before and after.
+fn work_detached<H: Handle>(
+    run: &Run,
+    crowd: &Arc<Crowd<H>>,
+    thread: usize,
+    channels: Channels<Vec<H>>,
+) -> PyResult<Share> {
+    Python::attach(|py| {
+        let worker = detached::Worker::new(py, &run.plan, crowd, thread, channels);
+        let go = run.await_start(py, worker.is_err());
+        let mut worker = worker?;
+        let go = go?;
+        let mut share = without_interpreter(py, || worker.run(&run.plan, go, &run.stop));
+        share.kept = worker.into_kept(py);
+        Ok(share)
+    })
+}
+
+impl Run {
+    /// A worker is set up, or has failed: waits until all are, and says since when
+    /// they run.
+    fn await_start(&self, py: Python<'_>, failed: bool) -> PyResult<Instant> {
+        if failed {
+            // Those that run for a time would wait for nobody.
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        without_interpreter(py, || self.start.ready()).ok_or_else(|| PyRuntimeError::new_err("not started"))
+    }
+}
+
+/// What a thread does, given its number and its channels.
+type Work<B> = dyn Fn(&Run, usize, Channels<B>) -> PyResult<Share> + Send + Sync;
+
+fn start_and_join<B: Send + 'static>(run: &Arc<Run>, work: Arc<Work<B>>) -> PyResult<Vec<Share>> {
     let threads = run.plan.threads;
     let mut workers = Vec::with_capacity(threads);
     let mut refused = None;
     for (thread, channels) in ring(threads).into_iter().enumerate() {
-        match spawn(run, thread, channels) {
+        match spawn(run, &work, thread, channels) {
             Ok(worker) => workers.push(worker),
             Err(error) => {
                 refused = Some(PyRuntimeError::new_err(format!(
@@ -209,33 +273,18 @@ fn start_and_join(run: &Arc<Run>) -> PyResult<Vec<Share>> {
     shares.collect()
 }
 
-/// Each thread's channels: to the next one, from the one before.
-fn ring(threads: usize) -> Vec<Channels> {
-    let (mut senders, receivers): (Vec<SyncSender<Batch>>, Vec<Receiver<Batch>>) =
-        (0..threads).map(|_| sync_channel(BATCHES_UNDER_WAY)).unzip();
-    senders.rotate_left(1);
-    senders.into_iter().zip(receivers).map(|(next, own)| Channels { next, own }).collect()
-}
-
-fn spawn(run: &Arc<Run>, thread: usize, channels: Channels) -> std::io::Result<JoinHandle<PyResult<Share>>> {
-    let run = Arc::clone(run);
+fn spawn<B: Send + 'static>(
+    run: &Arc<Run>,
+    work: &Arc<Work<B>>,
+    thread: usize,
+    channels: Channels<B>,
+) -> std::io::Result<JoinHandle<PyResult<Share>>> {
+    let (run, work) = (Arc::clone(run), Arc::clone(work));
     check_headroom()?;
     let working = Working::start().ok_or_else(|| std::io::Error::other("the interpreter is shutting down"))?;
     thread::Builder::new().name(format!("refbuf-worker-{thread}")).spawn(move || {
         let _working = working;
-        Python::attach(|py| {
-            let worker = Worker::new(py, &run.plan, thread, Some(channels));
-            if worker.is_err() {
-                // Those that run for a time would wait for nobody.
-                run.stop.store(true, Ordering::Relaxed);
-            }
-            let go = detached(py, || run.start.ready());
-            let worker = worker?;
-            match go {
-                Some(started) => Ok(worker.run(py, started, &run.stop)),
-                None => Err(PyRuntimeError::new_err("not started")),
-            }
-        })
+        work(&run, thread, channels)
     })
 }
 
@@ -264,16 +313,15 @@ fn check_headroom() -> std::io::Result<()> {
     Ok(())
 }
 
-fn sum_up(py: Python<'_>, plan: &Plan, shares: &mut [Share]) -> PyResult<Report> {
+fn sum_up(py: Python<'_>, shares: &mut [Share]) -> PyResult<Report> {
     let pairs: u64 = shares.iter().map(|share| share.pairs).sum();
     let nanoseconds: f64 = shares.iter().map(|share| share.elapsed.as_nanos() as f64).sum();
     let longest = shares.iter().map(|share| share.elapsed.as_secs_f64()).fold(1e-9, f64::max);
-    let stock_atomics = if interp::BUFFERED { plan.workload.stock_atomics_per_pair() } else { 0 };
     Ok(Report {
         pairs,
         ns_per_pair: nanoseconds / pairs.max(1) as f64,
         pairs_per_second: pairs as f64 / longest,
-        atomics_per_1000_pairs: stock_atomics as f64 * 1000.0,
+        atomics_per_1000_pairs: 0.0,
         kept: gather(py, shares)?.unbind(),
     })
 }

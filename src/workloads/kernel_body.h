@@ -1,4 +1,5 @@
-/* Included once for each variant, with VARIANT(name), INC, DEC and KERNELS. */
+/* Included once for each variant, and again with other work beside each pair: with
+ * VARIANT(name), INC, DEC, WORK(task) and KERNELS. */
 
 /* All threads count one object. */
 static uint64_t VARIANT(shared)(RefBuf_Task *task, uint64_t pairs)
@@ -7,6 +8,7 @@ static uint64_t VARIANT(shared)(RefBuf_Task *task, uint64_t pairs)
     for (uint64_t i = 0; i < pairs; i++) {
         INC(op);
         DEC(op);
+        WORK(task);
     }
     return pairs;
 }
@@ -20,6 +22,7 @@ static __attribute__((noinline)) uint64_t VARIANT(call)(RefBuf_Task *task, size_
     for (size_t i = 0; i < REFBUF_CALL_LITERALS; i++) {
         literals[i] = task->objects[(first + i) % task->count];
         INC(literals[i]);
+        WORK(task);
     }
     uint64_t pairs = REFBUF_CALL_LITERALS;
     if (depth + 1 < REFBUF_CALL_DEPTH) {
@@ -49,6 +52,7 @@ static uint64_t VARIANT(zipf)(RefBuf_Task *task, uint64_t pairs)
         INC(op);
         task->sink += (uintptr_t)Py_TYPE(op);
         DEC(op);
+        WORK(task);
     }
     return pairs;
 }
@@ -61,6 +65,7 @@ static uint64_t VARIANT(wide)(RefBuf_Task *task, uint64_t pairs)
         INC(op);
         task->sink += (uintptr_t)Py_TYPE(op);
         DEC(op);
+        WORK(task);
     }
     return pairs;
 }
@@ -75,6 +80,7 @@ static uint64_t VARIANT(private)(RefBuf_Task *task, uint64_t pairs)
         INC(op);
         task->sink += (uintptr_t)Py_TYPE(op);
         DEC(op);
+        WORK(task);
     }
     task->cursor = at;
     return pairs;
@@ -85,6 +91,7 @@ static inline void VARIANT(visit)(RefBuf_Task *task, PyObject *op)
     INC(op);
     task->sink += (uintptr_t)Py_TYPE(op);
     DEC(op);
+    WORK(task);
 }
 
 /* Walks the list, then the dict, and takes a reference to each element. Nobody
@@ -129,6 +136,9 @@ static uint64_t VARIANT(random)(RefBuf_Task *task, uint64_t pairs)
             task->held[at] = task->held[--task->held_count];
             DEC(op);
         }
+        if ((i & 1) != 0) {
+            WORK(task);
+        }
     }
     return pairs;
 }
@@ -141,6 +151,7 @@ static uint64_t VARIANT(make)(RefBuf_Task *task, uint64_t pairs)
         PyObject *op = task->objects[task->cursor];
         task->cursor = task->cursor + 1 == task->count ? 0 : task->cursor + 1;
         INC(op);
+        WORK(task);
         task->held[task->held_count++] = op;
         done++;
     }
@@ -166,4 +177,5 @@ const RefBuf_Kernels KERNELS = {
 #undef VARIANT
 #undef INC
 #undef DEC
+#undef WORK
 #undef KERNELS

@@ -23,20 +23,57 @@ static inline size_t random_below(RefBuf_Task *task, size_t bound)
     return (size_t)(((uint64_t)next_random(task) * bound) >> 32);
 }
 
+/* A chain of multiplications, each of which waits for the one before: so many
+ * iterations take so much time, and nothing but time. */
+void refbuf_work(uint64_t iterations)
+{
+    uint64_t x = iterations;
+    for (uint64_t i = 0; i < iterations; i++) {
+        x = x * 0x2545F4914F6CDD1Du + 1;
+        __asm__ __volatile__("" : "+r"(x));
+    }
+}
+
 #define VARIANT(name) stock_##name
 #define INC(op) Py_INCREF(op)
 #define DEC(op) Py_DECREF(op)
+#define WORK(task) (void)(task)
 #define KERNELS refbuf_kernels_stock
 #include "kernel_body.h"
 
 #define VARIANT(name) inline_##name
 #define INC(op) RefBuf_INCREF(op)
 #define DEC(op) RefBuf_DECREF(op)
+#define WORK(task) (void)(task)
 #define KERNELS refbuf_kernels_inline
 #include "kernel_body.h"
 
 #define VARIANT(name) call_##name
 #define INC(op) RefBuf_IncRef(op)
 #define DEC(op) RefBuf_DecRef(op)
+#define WORK(task) (void)(task)
 #define KERNELS refbuf_kernels_call
+#include "kernel_body.h"
+
+/* The same, with other work beside each pair. */
+
+#define VARIANT(name) stock_work_##name
+#define INC(op) Py_INCREF(op)
+#define DEC(op) Py_DECREF(op)
+#define WORK(task) refbuf_work((task)->work)
+#define KERNELS refbuf_kernels_stock_work
+#include "kernel_body.h"
+
+#define VARIANT(name) inline_work_##name
+#define INC(op) RefBuf_INCREF(op)
+#define DEC(op) RefBuf_DECREF(op)
+#define WORK(task) refbuf_work((task)->work)
+#define KERNELS refbuf_kernels_inline_work
+#include "kernel_body.h"
+
+#define VARIANT(name) call_work_##name
+#define INC(op) RefBuf_IncRef(op)
+#define DEC(op) RefBuf_DecRef(op)
+#define WORK(task) refbuf_work((task)->work)
+#define KERNELS refbuf_kernels_call_work
 #include "kernel_body.h"

@@ -22,6 +22,7 @@ typedef struct RefBuf_Task {
     PyObject **held; /* references of the thread's own: handoff, random */
     size_t held_count;
     size_t held_room;
+    uint64_t work;     /* iterations of other work beside each pair */
     uintptr_t sink; /* keeps reads of the objects from being optimized away */
 } RefBuf_Task;
 
@@ -45,6 +46,12 @@ typedef struct RefBuf_Kernels {
 extern const RefBuf_Kernels refbuf_kernels_stock;
 extern const RefBuf_Kernels refbuf_kernels_inline;
 extern const RefBuf_Kernels refbuf_kernels_call;
+extern const RefBuf_Kernels refbuf_kernels_stock_work;
+extern const RefBuf_Kernels refbuf_kernels_inline_work;
+extern const RefBuf_Kernels refbuf_kernels_call_work;
+
+/* Other work. */
+void refbuf_work(uint64_t iterations);
 
 /* Shape of literals: calls nested so deep, so many constants each. */
 #define REFBUF_CALL_DEPTH 4

@@ -9,9 +9,17 @@
 //! |---|---|
 //! | [`plan`] | workloads, variants, a request and what is wrong with it |
 //! | [`driver`] | threads: start, run together, stop, sum up |
-//! | [`worker`] | one thread's share |
+//! | [`share`] | what all threads of a run have in common |
+//! | [`attached`] | one thread's share, attached |
+//! | [`detached`] | one thread's share, not attached |
+//! | [`handle`] | what a thread that is not attached has of an object |
+//! | [`work`] | other work beside each pair |
 //! | `kernels.c` | the inner loops |
 
+pub(crate) mod attached;
+mod detached;
 pub(crate) mod driver;
+mod handle;
 pub(crate) mod plan;
-pub(crate) mod worker;
+mod share;
+pub(crate) mod work;

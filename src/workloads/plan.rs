@@ -6,12 +6,18 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use super::work;
+use crate::interp;
 use crate::interp::bindings::{
-    refbuf_kernels_call, refbuf_kernels_inline, refbuf_kernels_stock, RefBuf_Kernel, RefBuf_Kernels,
+    refbuf_kernels_call, refbuf_kernels_call_work, refbuf_kernels_inline, refbuf_kernels_inline_work,
+    refbuf_kernels_stock, refbuf_kernels_stock_work, RefBuf_Kernels,
 };
 
 /// More threads than this are a mistake.
 const MOST_THREADS: usize = 4096;
+
+/// A millisecond of other work beside each pair is more than enough.
+const MOST_WORK_NS: f64 = 1e6;
 
 /// What the threads do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +41,14 @@ pub(crate) enum Variant {
     Inline,
     /// refbuf's exported functions.
     Call,
+    /// Not attached: `refbuf::Ref`.
+    Detached,
+    /// Not attached: attaches for each clone and for each drop.
+    AttachPerClone,
+    /// Not attached: `Arc<Py<T>>`.
+    Arc,
+    /// Not attached: attaches for each clone, and drops into PyO3's pool.
+    Pool,
 }
 
 impl Workload {
@@ -59,43 +73,49 @@ impl Workload {
 }
 
 impl Variant {
-    pub(crate) const ALL: [(&'static str, Variant); 3] =
-        [("stock", Variant::Stock), ("refbuf", Variant::Inline), ("refbuf-call", Variant::Call)];
+    pub(crate) const ALL: [(&'static str, Variant); 7] = [
+        ("stock", Variant::Stock),
+        ("refbuf", Variant::Inline),
+        ("refbuf-call", Variant::Call),
+        ("detached", Variant::Detached),
+        ("attach-per-clone", Variant::AttachPerClone),
+        ("arc", Variant::Arc),
+        ("pool", Variant::Pool),
+    ];
 
     /// By its name.
     pub(crate) fn named(name: &str) -> PyResult<Variant> {
         named("variant", name, &Variant::ALL)
     }
 
-    fn kernels(self) -> &'static RefBuf_Kernels {
+    /// The inner loops of threads that are attached; none for the others.
+    pub(super) fn kernels(self, with_work: bool) -> Option<&'static RefBuf_Kernels> {
         // SAFETY: constant tables.
         unsafe {
-            match self {
-                Variant::Stock => &refbuf_kernels_stock,
-                Variant::Inline => &refbuf_kernels_inline,
-                Variant::Call => &refbuf_kernels_call,
+            match (self, with_work) {
+                (Variant::Stock, false) => Some(&refbuf_kernels_stock),
+                (Variant::Stock, true) => Some(&refbuf_kernels_stock_work),
+                (Variant::Inline, false) => Some(&refbuf_kernels_inline),
+                (Variant::Inline, true) => Some(&refbuf_kernels_inline_work),
+                (Variant::Call, false) => Some(&refbuf_kernels_call),
+                (Variant::Call, true) => Some(&refbuf_kernels_call_work),
+                _ => None,
             }
         }
     }
 
-    /// The inner loop; for handoff, the half that makes references.
-    pub(super) fn kernel(self, workload: Workload) -> RefBuf_Kernel {
-        let kernels = self.kernels();
-        match workload {
-            Workload::Shared => kernels.shared,
-            Workload::Literals => kernels.literals,
-            Workload::Zipf => kernels.zipf,
-            Workload::Wide => kernels.wide,
-            Workload::Private => kernels.private_,
-            Workload::Handoff => kernels.make,
-            Workload::Container => kernels.container,
-            Workload::Random => kernels.random,
+    /// Atomic operations on counts for a pair, where they are known and nobody
+    /// counts them.
+    pub(super) fn known_atomics_per_pair(self, workload: Workload) -> Option<u64> {
+        match self {
+            Variant::Inline | Variant::Call | Variant::Detached => None,
+            Variant::Arc => Some(2),
+            // The interpreter's own, in the thread that attaches.
+            Variant::Stock | Variant::AttachPerClone | Variant::Pool if interp::BUFFERED => {
+                Some(workload.stock_atomics_per_pair())
+            }
+            Variant::Stock | Variant::AttachPerClone | Variant::Pool => Some(0),
         }
-    }
-
-    /// The inner loop that drops what a thread holds.
-    pub(super) fn drop_kernel(self) -> RefBuf_Kernel {
-        self.kernels().drop
     }
 }
 
@@ -130,6 +150,8 @@ pub(crate) struct Plan {
     pub(super) factory: Py<PyAny>,
     /// Hand the references that random still holds to the caller.
     pub(crate) keep: bool,
+    /// Iterations of other work beside each pair.
+    pub(super) work: u64,
 }
 
 /// What `refbuf.workloads.run` is called with.
@@ -144,9 +166,18 @@ pub(crate) struct Arguments<'py> {
     pub(crate) seed: u64,
     pub(crate) keep: bool,
     pub(crate) factory: Bound<'py, PyAny>,
+    pub(crate) work_ns: f64,
 }
 
 impl Plan {
+    /// Pairs that each thread is to do.
+    pub(super) fn wanted(&self) -> u64 {
+        match self.length {
+            Length::Pairs(pairs) => pairs,
+            Length::Time(_) => u64::MAX,
+        }
+    }
+
     /// Checks everything; nothing has been started if this fails.
     pub(crate) fn new(py: Python<'_>, arguments: Arguments<'_>) -> PyResult<Plan> {
         let workload = named("workload", arguments.workload, &Workload::ALL)?;
@@ -167,6 +198,10 @@ impl Plan {
         };
         if arguments.keep && workload != Workload::Random {
             return Err(PyValueError::new_err("keep=True is for the workload random"));
+        }
+        if !(0.0..=MOST_WORK_NS).contains(&arguments.work_ns) {
+            let given = arguments.work_ns;
+            return Err(PyValueError::new_err(format!("work_ns must be from 0 to {MOST_WORK_NS}, not {given}")));
         }
         if !arguments.factory.is_callable() {
             return Err(PyTypeError::new_err("factory must be callable"));
@@ -190,6 +225,7 @@ impl Plan {
             dict: dict.unbind(),
             factory: arguments.factory.unbind(),
             keep: arguments.keep,
+            work: work::iterations(arguments.work_ns),
         })
     }
 }

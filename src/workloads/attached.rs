@@ -1,36 +1,25 @@
-//! One thread's share of a workload.
+//! One thread's share of a workload, attached: the loops are C, in kernel_body.h.
 
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{TryRecvError, TrySendError};
+use std::time::Instant;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use rand::rngs::SmallRng;
-use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use rand_distr::{Distribution, Zipf};
 
-use super::driver::is_closed;
-use super::plan::{Length, Plan, Variant, Workload};
-use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Task};
+use super::plan::{Plan, Variant, Workload};
+use super::share::{goes_on, seed, zipf_order, Channels, Share, BATCH, CHUNK, HELD, ORDER};
+use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Kernels, RefBuf_Task};
 use crate::interp::unwinding::detached;
 
-/// Pairs between two looks at the clock or the stop flag.
-const CHUNK: u64 = 1024;
 /// Chunks between two detachments, which let the collector stop the world, and
 /// on builds with a GIL let the others run.
 const CHUNKS_ATTACHED: u64 = 16;
-/// Accesses in a zipf order; a power of two.
-const ORDER: usize = 1 << 16;
-/// Skew of the zipf order.
-const SKEW: f64 = 1.0;
-/// References that `random` may hold at once.
-const HELD: usize = 4096;
-/// References in one batch of `handoff`.
-const BATCH: usize = 256;
 
 /// References on their way to the thread that drops them. A batch that is
 /// dropped by Rust drops them too, so it must be where it is attached.
@@ -39,31 +28,17 @@ pub(super) struct Batch(Vec<*mut PyObject>);
 // SAFETY: references may be dropped by any attached thread.
 unsafe impl Send for Batch {}
 
-/// The ends of handoff's channels that a thread has.
-pub(super) struct Channels {
-    pub(super) next: SyncSender<Batch>,
-    pub(super) own: Receiver<Batch>,
-}
-
-/// What a thread did.
-pub(super) struct Share {
-    pub(super) pairs: u64,
-    /// From when all were sent off, so that waiting for the GIL counts.
-    pub(super) elapsed: Duration,
-    pub(super) kept: Vec<Py<PyAny>>,
-}
-
 /// A thread with all it needs, ready to start.
 pub(super) struct Worker {
     kernel: unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64,
     drop_kernel: unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64,
     workload: Workload,
-    length: Length,
+    wanted: u64,
     task: RefBuf_Task,
     objects: Vec<*mut PyObject>,
     order: Vec<u32>,
     held: Vec<*mut PyObject>,
-    channels: Option<Channels>,
+    channels: Option<Channels<Batch>>,
     keep: bool,
     /// Keep the objects above alive.
     _owned: Vec<Py<PyAny>>,
@@ -71,7 +46,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Sets up a thread's share, in that thread.
-    pub(super) fn new(py: Python<'_>, plan: &Plan, thread: usize, channels: Option<Channels>) -> PyResult<Worker> {
+    pub(super) fn new(py: Python<'_>, plan: &Plan, thread: usize, channels: Channels<Batch>) -> PyResult<Worker> {
         let list = plan.list.bind(py);
         let mut owned = Vec::new();
         if plan.workload == Workload::Private {
@@ -85,31 +60,32 @@ impl Worker {
         } else {
             list.iter().map(|object| object.as_ptr()).collect()
         };
-        let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (thread as u64 + 1);
-        let mut random = SmallRng::seed_from_u64(seed);
+        let mut random = SmallRng::seed_from_u64(seed(plan, thread));
         let order = zipf_order(plan, objects.len(), &mut random);
         let held = match plan.workload {
             Workload::Random => vec![ptr::null_mut(); HELD],
             Workload::Handoff => vec![ptr::null_mut(); BATCH],
             _ => Vec::new(),
         };
+        let kernels = attached_kernels(plan.variant, plan.work > 0);
         let mut worker = Worker {
-            kernel: known(plan.variant.kernel(plan.workload)),
-            drop_kernel: known(plan.variant.drop_kernel()),
+            kernel: known(kernel(kernels, plan.workload)),
+            drop_kernel: known(kernels.drop),
             workload: plan.workload,
-            length: plan.length,
+            wanted: plan.wanted(),
             task: RefBuf_Task {
                 order_length: ORDER,
                 cursor: random.random_range(0..objects.len()),
                 random: random.random::<u64>() | 1,
                 list: plan.list.as_ptr(),
                 dict: plan.dict.as_ptr(),
+                work: plan.work,
                 ..empty_task()
             },
             objects,
             order,
             held,
-            channels,
+            channels: Some(channels),
             keep: plan.keep,
             _owned: owned,
         };
@@ -123,12 +99,9 @@ impl Worker {
 
     /// Works until the length is reached or `stop` is set.
     pub(super) fn run(mut self, py: Python<'_>, started: Instant, stop: &AtomicBool) -> Share {
-        let wanted = match self.length {
-            Length::Pairs(pairs) => pairs,
-            Length::Time(_) => u64::MAX,
-        };
+        let wanted = self.wanted;
         let (mut pairs, mut chunks) = (0, 0u64);
-        while pairs < wanted && !stop.load(Ordering::Relaxed) && !is_closed() {
+        while pairs < wanted && goes_on(stop) {
             pairs += match self.workload {
                 Workload::Handoff => self.hand_over(py, wanted - pairs),
                 // SAFETY: attached; the task's pointers are to vectors of ours
@@ -232,34 +205,48 @@ fn empty_task() -> RefBuf_Task {
         held: ptr::null_mut(),
         held_count: 0,
         held_room: 0,
+        work: 0,
         sink: 0,
     }
 }
 
 /// Counts one object in the calling thread, whoever owns it.
-pub(crate) fn touch(_py: Python<'_>, object: &Bound<'_, PyAny>, variant: Variant, pairs: u64) {
+///
+/// # Errors
+///
+/// ValueError where the variant is none of attached threads.
+pub(crate) fn touch(_py: Python<'_>, object: &Bound<'_, PyAny>, variant: &str, pairs: u64) -> PyResult<()> {
+    let kernels = Variant::named(variant)?.kernels(false).ok_or_else(|| {
+        PyValueError::new_err(format!("touch counts in this thread, which is attached: not for the variant {variant}"))
+    })?;
     let mut objects = [object.as_ptr()];
     let mut task = RefBuf_Task { objects: objects.as_mut_ptr(), count: 1, ..empty_task() };
     // SAFETY: attached, and the caller holds the object.
-    unsafe { known(variant.kernel(Workload::Shared))(&mut task, pairs) };
+    unsafe { known(kernels.shared)(&mut task, pairs) };
+    Ok(())
+}
+
+/// Of the variants that are attached.
+fn attached_kernels(variant: Variant, with_work: bool) -> &'static RefBuf_Kernels {
+    variant.kernels(with_work).expect("the variant is one of attached threads")
+}
+
+/// The inner loop; for handoff, the half that makes references.
+fn kernel(kernels: &RefBuf_Kernels, workload: Workload) -> RefBuf_Kernel {
+    match workload {
+        Workload::Shared => kernels.shared,
+        Workload::Literals => kernels.literals,
+        Workload::Zipf => kernels.zipf,
+        Workload::Wide => kernels.wide,
+        Workload::Private => kernels.private_,
+        Workload::Handoff => kernels.make,
+        Workload::Container => kernels.container,
+        Workload::Random => kernels.random,
+    }
 }
 
 fn known(kernel: RefBuf_Kernel) -> unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64 {
     kernel.expect("the tables of kernels are complete")
-}
-
-/// Indices with a few often and most seldom. Which are the frequent ones is the
-/// same in all threads of a run: they share them.
-fn zipf_order(plan: &Plan, count: usize, random: &mut SmallRng) -> Vec<u32> {
-    if plan.workload != Workload::Zipf {
-        return Vec::new();
-    }
-    let zipf = Zipf::new(count as f64, SKEW).expect("count is not 0");
-    // Shuffled: a regular order of regular addresses would be the hash's best
-    // case or its worst.
-    let mut by_rank: Vec<u32> = (0..count as u32).collect();
-    by_rank.shuffle(&mut SmallRng::seed_from_u64(plan.seed));
-    (0..ORDER).map(|_| by_rank[zipf.sample(random) as usize - 1]).collect()
 }
 
 /// The references that threads have kept, as a list.
