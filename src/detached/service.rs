@@ -200,7 +200,10 @@ pub(crate) unsafe fn enrol(py: Python<'_>, object: *mut PyObject) -> *const Acco
     prepare(py);
     watch_collector(py);
     // SAFETY: the caller's promises; the desk is a static.
-    unsafe { DESK.enrol(object as Address, RESERVE_NOW.load(Ordering::Relaxed), &mut Objects) }
+    unsafe {
+        interp::share_one(object);
+        DESK.enrol(object as Address, RESERVE_NOW.load(Ordering::Relaxed), &mut Objects)
+    }
 }
 
 /// Gives up a loan, and the credits that this thread has with it; serves the
@@ -211,9 +214,14 @@ pub(crate) unsafe fn enrol(py: Python<'_>, object: *mut PyObject) -> *const Acco
 /// Attached to the main interpreter, where any code may run; the caller has a
 /// loan, and loses it.
 pub(crate) unsafe fn release(py: Python<'_>, account: Address) {
-    if let Some(buffer) = current() {
-        // SAFETY: this thread's buffer; accounts ask for no attachment.
-        unsafe { buffer.settle_one::<Account>(account) };
+    if let Some(own) = BUFFERS.current() {
+        // SAFETY: this thread's buffer, outside its gate; accounts ask for no
+        // attachment. Where the settler is at the table, wait for it.
+        unsafe {
+            if !own.as_ref().settle_one::<Account>(account) {
+                BUFFERS.registry.settle(Scope::Own(own));
+            }
+        }
     }
     // SAFETY: the caller's promise.
     unsafe { Account::release(account) };

@@ -68,6 +68,13 @@ extern "C-unwind" {
     fn Py_DecRef(op: *mut PyObject);
 }
 
+/// Any thread that is attached may drop any reference.
+///
+/// # Safety
+///
+/// Any.
+pub(crate) unsafe fn share_one(_op: *mut PyObject) {}
+
 /// Counts `n` more references at once.
 ///
 /// # Safety

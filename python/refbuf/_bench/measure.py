@@ -20,10 +20,14 @@ from .. import flush_all, workloads
 from ..workloads import Run
 
 STOCK = "stock"
+# Variants of threads that are not attached.
+DETACHED = ("detached", "attach-per-clone", "arc", "pool")
 
 # Between the runs, in seconds: threads, and copies of the lists of objects.
 _OVERHEAD = 0.006
 _OVERHEAD_WIDE = 0.12
+# Threads that are not attached get a million handles first.
+_OVERHEAD_WIDE_DETACHED = 0.45
 _OVERHEAD_WIDE_ROUND = 0.6
 # Shorter runs measure how threads start.
 _SHORTEST_RUN = 0.02
@@ -36,6 +40,8 @@ class Matrix(NamedTuple):
     threads: tuple[int, ...]
     variants: tuple[str, ...]
     rounds: int
+    work_ns: float = 0.0
+    """Other work beside each pair, in nanoseconds."""
 
     @property
     def runs(self) -> int:
@@ -46,8 +52,10 @@ class Matrix(NamedTuple):
         """How long each run may take, so that all end within `budget` seconds."""
         overhead = _OVERHEAD * self.runs
         if "wide" in self.workloads:
-            wide_runs = self.runs / len(self.workloads)
-            overhead += _OVERHEAD_WIDE * wide_runs + _OVERHEAD_WIDE_ROUND * self.rounds
+            detached = len(set(self.variants) & set(DETACHED))
+            each = self.rounds * len(self.threads)
+            overhead += each * _OVERHEAD_WIDE * (len(self.variants) - detached)
+            overhead += each * _OVERHEAD_WIDE_DETACHED * detached + _OVERHEAD_WIDE_ROUND * self.rounds
         return round(max(_SHORTEST_RUN, min(longest, (budget - overhead) / self.runs)), 3)
 
 
@@ -142,7 +150,15 @@ def _run_workload(
             cell = Cell(workload, threads, variant)
             on_run(number, cell)
             wall, cpu = time.perf_counter(), time.process_time()
-            run = workloads.run(workload, variant, objects, threads=threads, seconds=seconds, seed=number)
+            run = workloads.run(
+                workload,
+                variant,
+                objects,
+                threads=threads,
+                seconds=seconds,
+                seed=number,
+                work_ns=matrix.work_ns,
+            )
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             # Settles what the ended threads have left, before the next run.
             flush_all()

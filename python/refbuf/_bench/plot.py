@@ -16,6 +16,11 @@ _STYLES: dict[str, dict[str, Any]] = {
     "stock": {"color": "#5b5b5b", "marker": "s"},
     "refbuf": {"color": "#0072b2", "marker": "o"},
     "refbuf-call": {"color": "#e69f00", "marker": "^"},
+    # Not attached: dashed.
+    "detached": {"color": "#009e73", "marker": "D", "linestyle": (0, (5, 1.5))},
+    "arc": {"color": "#cc79a7", "marker": "v", "linestyle": (0, (5, 1.5))},
+    "attach-per-clone": {"color": "#d55e00", "marker": "x", "linestyle": (0, (5, 1.5))},
+    "pool": {"color": "#56b4e9", "marker": "+", "linestyle": (0, (5, 1.5))},
 }
 _IDEAL: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 0.9, "linestyle": (0, (4, 3))}
 _CAPTIONS = {
@@ -29,6 +34,7 @@ _CAPTIONS = {
     "random": "10,000 objects, held a while",
 }
 _COLUMNS = 4
+_LEGEND_COLUMNS = 4
 # With more threads than this, both scales are logarithmic: the ideal is a
 # straight line there too, and slow variants stay visible.
 _LINEAR_THREADS = 8
@@ -105,13 +111,13 @@ def _frame(figure: Figure, rows: list[Row], meta: dict[str, Any], height: float)
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(0.004, from_top(0.76)),
-        ncols=len(handles),
+        ncols=min(len(handles), _LEGEND_COLUMNS),
         frameon=False,
         fontsize=9,
         columnspacing=1.6,
         handlelength=2.2,
     )
     figure.supxlabel("threads", fontsize=9.5, y=0.1 / height)
-    top = from_top(1.02)
+    top = from_top(1.02 if len(handles) <= _LEGEND_COLUMNS else 1.24)
     figure.supylabel("million pairs/s, all threads", fontsize=9.5, x=0.012, y=top / 2 + 0.1 / height)
     figure.tight_layout(rect=(0.005, 0, 1, top), w_pad=1.4, h_pad=1.4)

@@ -18,6 +18,12 @@ _WORSE = 0.9
 # Less than this of the CPUs is not the scheduler's usual noise.
 _ENOUGH_CPU = 0.9
 
+_DETACHED_LINE = (
+    " detached, attach-per-clone, arc and pool are threads that have let go of the interpreter, and clone "
+    "and drop as Rust code with PyO3 does: refbuf's Ref; attached for each clone and each drop; Arc<Py<T>>; "
+    "attached for each clone, dropped into PyO3's pool."
+)
+
 
 @contextmanager
 def progress(matrix: Matrix) -> Iterator[Callable[[int, Cell], None]]:
@@ -69,15 +75,24 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
         f"[bold]refbuf {meta['version']} on {meta['python_name']}[/bold], {meta['cpu']}",
         "Threads take and drop references to Python objects of the main thread (private: to their own). "
         "A pair is one increment and one decrement; ns per pair is a thread's. stock is CPython's own "
-        "counting; its atomics are known, not counted.",
+        "counting; its atomics are known, not counted."
+        + (_DETACHED_LINE if meta["detached"] else ""),
         f"Medians of {_count(meta['rounds'], 'round')}, {meta['seconds']:g} s a run, variants in turn on the "
         "same objects. Counting alone: a program does more. Confounders: other work "
         f"({load_here}{_count(meta['cpus'], 'CPU')}), changing clock speed, cores that share hardware, "
         "where objects lie in memory.",
+        *([_work_line(meta)] if meta["work_ns"] else []),
         *(f"[yellow]Note:[/yellow] {note}." for note in meta["notes"]),
     ]
     for line in lines:
         console.print(line)
+
+
+def _work_line(meta: dict[str, Any]) -> str:
+    return (
+        f"Beside each pair, {meta['work_ns']:g} ns of other work, which the figures include: multiplications of "
+        f"{meta['work_iteration_ns']:.2f} ns each, as measured."
+    )
 
 
 def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[str]) -> list[str]:
@@ -85,8 +100,8 @@ def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[st
     found = []
     if not meta["buffered"]:
         found.append(
-            "this interpreter has a GIL, so threads take turns, and all variants are CPython's own path "
-            "here (refbuf-call adds a function call)"
+            "this interpreter has a GIL: threads that are attached take turns, and stock, refbuf and "
+            "refbuf-call are all CPython's own path (refbuf-call adds a function call)"
         )
     elif meta["gil_enabled"]:
         found.append("the GIL is enabled, so threads take turns, and little contends")

@@ -10,24 +10,27 @@ from typing import Any
 
 from .. import workloads
 from .._bench import machine
-from .._bench.measure import STOCK, Matrix, NothingDone, Results, measure
+from .._bench.measure import DETACHED, STOCK, Matrix, NothingDone, Results, measure
+from .._refbuf import build_info, work_iteration_ns
 from . import CommandError, Parser
 
 DESCRIPTION = """Measures what it costs to count references to Python objects that threads share:
 CPython's own way (stock), through the inline path of refbuf.h (refbuf), and
-through refbuf's exported functions (refbuf-call), in turn in one run. Prints a
-table: nanoseconds that a thread takes for a pair (one increment and one
+through refbuf's exported functions (refbuf-call); and by threads that are not
+attached to the interpreter: through refbuf's Ref (detached), attaching each time
+(attach-per-clone), with Arc<Py<T>> (arc), and with PyO3's pool of dropped
+references (pool). All in turn in one run. Prints a table: nanoseconds that a thread takes for a pair (one increment and one
 decrement), scaling (throughput of all threads over that of one), throughput
 over stock's, and atomic operations on objects' counts. Then how long after its
 last reference an object is finalized while threads with credits on it sleep."""
 
 EPILOG = """One thread, and stock, are always measured, to compare with. The garbage
 collector stays enabled, and is run before the objects of each workload are
-made. Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
+made. On an interpreter with a GIL, stock is threads that take turns. Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
 
 DEFAULT_ROUNDS, QUICK_ROUNDS = 5, 3
 # Seconds for all runs, from which follows how long each may take.
-DEFAULT_BUDGET, QUICK_BUDGET = 115.0, 20.0
+DEFAULT_BUDGET, QUICK_BUDGET = 170.0, 19.0
 LONGEST_RUN, LONGEST_QUICK_RUN = 1.0, 0.25
 # No quick round starts that would end after so many seconds: what is slower
 # than planned gets fewer rounds.
@@ -37,6 +40,7 @@ DEFAULT_SAMPLES, QUICK_SAMPLES = 200, 40
 MOST_THREADS = 4096
 MOST_ROUNDS = 1000
 MOST_SECONDS = 3600.0
+MOST_WORK_NS = 1e6
 PICTURES = ("png", "svg", "pdf")
 INSTALL = 'pip install "refbuf[bench]"'
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measures and reports; returns the exit status."""
     options = _parser().parse_args(arguments)
     chosen_workloads = _names("workload", options.workloads, workloads.WORKLOADS)
-    chosen_variants = _names("variant", options.variants, workloads.VARIANTS)
+    chosen_variants = _names("variant", options.variants, workloads.VARIANTS) if options.variants else _usual()
     chosen_threads = _threads(options.threads)
     # All that can fail does so before minutes of measuring.
     suffix = _picture_kind(options.plot)
@@ -64,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         threads=tuple(sorted({1, *chosen_threads})),
         variants=tuple(name for name in workloads.VARIANTS if name in {STOCK, *chosen_variants}),
         rounds=options.rounds or (QUICK_ROUNDS if quick else DEFAULT_ROUNDS),
+        work_ns=options.work_ns,
     )
     seconds = options.seconds or (
         matrix.run_seconds(QUICK_BUDGET, LONGEST_QUICK_RUN)
@@ -75,6 +80,9 @@ def main(arguments: Sequence[str]) -> int:
         "command": shlex.join(["python", "-m", "refbuf", "bench", *arguments]),
         "quick": quick,
         "seconds": seconds,
+        "work_ns": options.work_ns,
+        "work_iteration_ns": work_iteration_ns() if options.work_ns else None,
+        "detached": any(name in DETACHED for name in matrix.variants),
         "garbage_collector": "enabled; run before the objects of each workload are made",
     }
     results = _measure(matrix, seconds, QUICK_LIMIT if quick else None)
@@ -150,7 +158,14 @@ def _parser() -> Parser:
     add("--quick", action="store_true", help="fewer and shorter rounds, within 30 seconds")
     add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")
     add("--workloads", metavar="A,B", help=f"which of {', '.join(workloads.WORKLOADS)} (default: all)")
-    add("--variants", metavar="A,B", help=f"which of {', '.join(workloads.VARIANTS)} (default: all)")
+    add("--variants", metavar="A,B", help=f"which of {', '.join(workloads.VARIANTS)} (default: all, but on an interpreter with a GIL without refbuf and refbuf-call, which are stock there)")
+    add(
+        "--work-ns",
+        metavar="N",
+        type=_work_ns,
+        default=0.0,
+        help="nanoseconds of other work beside each pair (default: 0)",
+    )
     add(
         "--rounds",
         metavar="N",
@@ -161,7 +176,7 @@ def _parser() -> Parser:
         "--seconds",
         metavar="S",
         type=_seconds,
-        help="seconds of each single run (default: so that all take about two minutes)",
+        help="seconds of each single run (default: so that all take about three minutes)",
     )
     add("--json", metavar="FILE", help="write the results and all about the machine")
     add("--plot", metavar="FILE.png", help="write a picture of throughput over threads (png, svg or pdf)")
@@ -187,6 +202,20 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= MOST_SECONDS:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most {MOST_SECONDS:g}, not {text}")
     return seconds
+
+
+def _work_ns(text: str) -> float:
+    work = _number(float, text)
+    if not 0 <= work <= MOST_WORK_NS:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MOST_WORK_NS:g}, not {text}")
+    return work
+
+
+def _usual() -> tuple[str, ...]:
+    """With a GIL, attached threads count as CPython does, whatever the variant."""
+    if build_info()["buffered"]:
+        return workloads.VARIANTS
+    return tuple(name for name in workloads.VARIANTS if name not in ("refbuf", "refbuf-call"))
 
 
 def _names(what: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -301,21 +301,24 @@ impl Buffer {
         }
     }
 
-    /// Gives back all credits on one object, unless others are at the table, who
-    /// will. By the owner.
+    /// Gives back all credits on one object. False, and nothing done, where another
+    /// thread is at the table or there is no place to park. By the owner.
     ///
     /// # Safety
     ///
     /// Attached, if the object's kind asks for it.
-    pub unsafe fn settle_one<O: Counted>(&self, object: Address) {
-        if self.gate().enter() {
-            let slot = self.slot(object);
-            if slot.holds(object) && self.parked_len.load(Ordering::Relaxed) < self.parked.len() {
-                // SAFETY: by the owner, inside; the caller's promise.
-                unsafe { self.settle_slot::<O>(slot) };
-            }
-            self.gate().leave();
+    pub unsafe fn settle_one<O: Counted>(&self, object: Address) -> bool {
+        if !self.gate().enter() {
+            return false;
         }
+        let slot = self.slot(object);
+        let may = self.parked_len.load(Ordering::Relaxed) < self.parked.len();
+        if may && slot.holds(object) {
+            // SAFETY: by the owner, inside; the caller's promise.
+            unsafe { self.settle_slot::<O>(slot) };
+        }
+        self.gate().leave();
+        may
     }
 
     /// Gives back half of a full slot's credits.

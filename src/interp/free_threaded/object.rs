@@ -152,6 +152,24 @@ unsafe impl Counted for PyCell {
     }
 }
 
+/// Moves a reference of the caller's from the owner's count to the shared one, so that
+/// another thread may drop it without the owner's help: CPython would have the
+/// owner merge the two, whenever it runs next. Runs no foreign code.
+///
+/// # Safety
+///
+/// Attached; the caller owns the reference, and keeps it.
+pub(crate) unsafe fn share_one(op: *mut PyObject) {
+    // SAFETY: the caller's promises. What is counted first keeps the object, so
+    // dropping the other frees nothing.
+    unsafe {
+        if !is_immortal(op) && is_owned(op) {
+            PyCell::add(op as usize, 1);
+            PyCell::release(op as usize);
+        }
+    }
+}
+
 /// Counts `n` more references at once.
 ///
 /// # Safety
