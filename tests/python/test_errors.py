@@ -33,6 +33,13 @@ NONSENSE = [
     {"largest_batch": 2**33},
     {"first_batch": 64, "largest_batch": 8},
     {"slots": 16, "heartbeat_ms": 0},
+    {"reserve": 0},
+    {"reserve": 2**24 + 1},
+    {"reserve": -4},
+    {"account_slots": 0},
+    {"account_slots": 256},
+    {"account_slots": 48},
+    {"reserve": 4, "account_slots": 3},
 ]
 
 
@@ -113,6 +120,11 @@ def test_configure_after_first_use_is_a_runtime_error_but_the_heartbeat_may_chan
         (("shared", "refbuf", 7), {}, TypeError, "iterable"),
         (("private",), {"factory": 7}, TypeError, "factory"),
         (("shared",), {"pairs": 1.5}, TypeError, "float"),
+        (("shared",), {"work_ns": -1}, ValueError, "work_ns"),
+        (("shared",), {"work_ns": float("nan")}, ValueError, "work_ns"),
+        (("shared",), {"work_ns": 1e9}, ValueError, "work_ns"),
+        (("shared",), {"work_ns": "much"}, TypeError, "work_ns"),
+        (("private", "detached"), {"factory": 7}, TypeError, "factory"),
     ],
 )
 def test_misuse_of_workloads_is_refused_before_anything_starts(arguments, options, error, message):
@@ -122,12 +134,19 @@ def test_misuse_of_workloads_is_refused_before_anything_starts(arguments, option
     works_and_is_exact()
 
 
+@pytest.mark.parametrize("variant", ["nonsense", "detached", "arc"])
+def test_touch_is_for_variants_of_attached_threads(variant):
+    with pytest.raises(ValueError, match=variant):
+        workloads.touch(object(), 1, variant)
+
+
 def test_objects_for_an_unknown_workload_are_refused():
     with pytest.raises(ValueError, match="unknown workload"):
         workloads.make_objects("nonsense")
 
 
-def test_what_a_factory_raises_reaches_the_caller():
+@pytest.mark.parametrize("variant", ["refbuf", "detached", "arc"])
+def test_what_a_factory_raises_reaches_the_caller(variant):
     made = []
 
     def fail_sometimes():
@@ -137,7 +156,7 @@ def test_what_a_factory_raises_reaches_the_caller():
         return Plain()
 
     with pytest.raises(LookupError, match="no more objects"):
-        workloads.run("private", "refbuf", threads=4, pairs=1_000, factory=fail_sometimes)
+        workloads.run("private", variant, threads=4, pairs=1_000, factory=fail_sometimes)
     works_and_is_exact()
 
 

@@ -49,16 +49,18 @@ def test_daemon_threads_may_count_while_the_program_exits_with_a_status(run_endi
     run_ending("start_daemons(count)\nsys.exit(3)\n", 3, returncode=3)
 
 
-def test_daemon_threads_may_run_workloads_to_the_end(run_ending):
+@pytest.mark.parametrize("variant", ["refbuf", "detached", "attach-per-clone", "arc", "pool"])
+def test_daemon_threads_may_run_workloads_to_the_end(run_ending, variant):
     run_ending(
+        f"variant = {variant!r}\n"
         """
-        def work(number):
-            while True:
-                workloads.run("random", "refbuf", objects, threads=2, pairs=2_000, seed=number)
+def work(number):
+    while True:
+        workloads.run("random", variant, objects, threads=2, pairs=2_000, seed=number)
 
-        start_daemons(work, 2)
-        """,
-        REPEATS // 2,
+start_daemons(work, 2)
+""",
+        REPEATS // 2 if variant == "refbuf" else REPEATS // 5,
     )
 
 
