@@ -8,6 +8,10 @@
 //!
 //! An object whose last `Ref` and last Python reference are gone is finalized
 //! within two heartbeats, whichever threads sleep.
+//!
+//! Until 3.13, a thread that comes back from [`Python::detach`] while the interpreter
+//! shuts down is ended by unwinding, which PyO3 0.28 lets through its caller's
+//! frames. [`detach`] is the same, but has the thread hang there.
 
 mod service;
 
@@ -25,6 +29,19 @@ pub(crate) use service::{
     count, enrol, give_back, give_back_missed, heartbeat, is_used, lend, lend_missed, prepare, release, set_slots,
     tls_offset, MOST_RESERVE, MOST_SLOTS,
 };
+
+/// [`Python::detach`] for threads that may come back while the interpreter shuts
+/// down, such as daemon threads: they hang, as they do from 3.14 on.
+///
+/// ```
+/// # use pyo3::prelude::*;
+/// # Python::initialize();
+/// let sum: u64 = Python::attach(|py| refbuf::detached::detach(py, || (1..=10).sum()));
+/// assert_eq!(sum, 55);
+/// ```
+pub fn detach<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
+    crate::interp::unwinding::detached(py, work)
+}
 
 /// A reference to a Python object that any thread may clone and drop, attached or
 /// not.
@@ -64,8 +81,8 @@ unsafe impl<T> Send for Ref<T> {}
 unsafe impl<T> Sync for Ref<T> {}
 
 impl<T> Ref<T> {
-    /// Enrols the object. Costs an allocation; clone the result rather than
-    /// enrol twice, which is sound, too.
+    /// Enrols the object: opens an account for it, or joins the one that it has.
+    /// Takes a lock; clone the result rather than enrol again, which is sound, too.
     ///
     /// ```
     /// # use pyo3::{prelude::*, types::PyString};
@@ -121,7 +138,27 @@ impl<T> Ref<T> {
         }
     }
 
-    /// The same, bound.
+    /// Drops it, as an attached thread may: the object is finalized at once if this
+    /// was the last reference, unless another thread's table holds credits.
+    ///
+    /// ```
+    /// # use pyo3::{prelude::*, types::PyList};
+    /// # Python::initialize();
+    /// # Python::attach(|py| {
+    /// let list = refbuf::Ref::new(py, PyList::empty(py).unbind());
+    /// let copy = list.clone();
+    /// list.release(py);
+    /// assert_eq!(copy.bind(py).len(), 0);
+    /// copy.release(py);
+    /// # });
+    /// ```
+    pub fn release(self, py: Python<'_>) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: attached; the loan is given up here, since `this` is not dropped.
+        unsafe { release(py, this.address()) }
+    }
+
+    /// The same as [`into_py`](Self::into_py), bound.
     pub fn into_bound(self, py: Python<'_>) -> Bound<'_, T> {
         self.into_py(py).into_bound(py)
     }

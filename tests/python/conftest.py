@@ -1,7 +1,7 @@
 """Set-up: the C extension, the marker for what needs buffers, and subprocesses.
 
 Environment, for runs of the suite within the suite (test_settings.py):
-REFBUF_TEST_SLOTS is the number of slots to configure.
+REFBUF_TEST_SLOTS and REFBUF_TEST_ACCOUNT_SLOTS are the numbers of slots to configure.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "needs_buffering: on builds with a GIL nothing is buffered")
     if "REFBUF_TEST_SLOTS" in os.environ:
         refbuf.configure(slots=int(os.environ["REFBUF_TEST_SLOTS"]))
+    if "REFBUF_TEST_ACCOUNT_SLOTS" in os.environ:
+        refbuf.configure(account_slots=int(os.environ["REFBUF_TEST_ACCOUNT_SLOTS"]))
     config.extensions = tempfile.mkdtemp(prefix="refbuf-tests-")
     for name in "countext", "countext_too":
         compile_extension(name, config.extensions)

@@ -41,7 +41,8 @@ impl Index {
     /// For each key, which is a number, the best of the objects that have it: an
     /// object of rank r has the key k if a hash of both says so.
     fn search<'py>(&self, py: Python<'py>, keys: Vec<u64>, best: usize) -> PyResult<Vec<Bound<'py, PyList>>> {
-        let found: Vec<Vec<Entry>> = py.detach(|| keys.into_par_iter().map(|key| self.search_one(key, best)).collect());
+        let found: Vec<Vec<Entry>> =
+            detached::detach(py, || keys.into_par_iter().map(|key| self.search_one(key, best)).collect());
         // Attached again: loans become references.
         found
             .into_iter()
@@ -52,7 +53,7 @@ impl Index {
     /// Clones and drops every object so many times in each of so many tasks;
     /// returns how many clones that made.
     fn churn(&self, py: Python<'_>, tasks: usize, rounds: usize) -> usize {
-        py.detach(|| {
+        detached::detach(py, || {
             (0..tasks)
                 .into_par_iter()
                 .map(|task| {
@@ -69,7 +70,7 @@ impl Index {
 
     /// A copy, made by one thread that is not attached and handed over by another.
     fn copied(&self, py: Python<'_>) -> Index {
-        py.detach(|| {
+        detached::detach(py, || {
             let copy = std::thread::scope(|scope| scope.spawn(|| self.entries.clone()).join());
             Index { entries: copy.unwrap_or_default() }
         })
@@ -105,7 +106,7 @@ impl Holder {
     /// clones in others.
     fn hand_around(&self, py: Python<'_>, threads: usize, each: usize) -> usize {
         let item = &self.item;
-        py.detach(|| {
+        detached::detach(py, || {
             let clones: Vec<Vec<Ref<PyAny>>> = std::thread::scope(|scope| {
                 let threads: Vec<_> =
                     (0..threads).map(|_| scope.spawn(|| (0..each).map(|_| item.clone()).collect())).collect();
