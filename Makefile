@@ -133,6 +133,12 @@ bench: setup-ft ## The benchmark on the free-threaded build, into build/ (BENCH_
 	$(FT)/bin/python -P -m refbuf bench --json build/bench.json --plot build/bench.png $(BENCH_ARGS)
 	$(say) "build/bench.json and build/bench.png are written"
 
+.PHONY: bench-gil
+bench-gil: setup-gil ## The same on the stock python3: threads that hold no GIL, and threads that take turns
+	@$(say) "python -m refbuf bench $(BENCH_ARGS)"
+	$(GIL)/bin/python -P -m refbuf bench --json build/bench-gil.json --plot build/bench-gil.png $(BENCH_ARGS)
+	$(say) "build/bench-gil.json and build/bench-gil.png are written"
+
 .PHONY: test
 test: setup test-rust test-loom sanitize test-c test-python-ft test-python-gil test-doc test-examples ## All tests, on both builds
 	@$(say) "all tests passed"

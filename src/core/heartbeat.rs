@@ -63,6 +63,8 @@ pub struct Heartbeat {
     /// Phase and number of the settler.
     phase: AtomicU32,
     stop: AtomicBool,
+    /// Forks under way: no settler is started meanwhile.
+    held: AtomicU32,
     /// Settlers that have ended.
     ended: AtomicU32,
     period: AtomicU64,
@@ -75,6 +77,7 @@ impl Heartbeat {
         Heartbeat {
             phase: AtomicU32::new(ABSENT),
             stop: AtomicBool::new(false),
+            held: AtomicU32::new(0),
             ended: AtomicU32::new(0),
             period: AtomicU64::new(period),
             thread: AtomicPtr::new(ptr::null_mut()),
@@ -103,7 +106,14 @@ impl Heartbeat {
     pub fn start<O: Counted>(&'static self, registry: &'static Registry<O>, host: impl Host) {
         let absent = self.phase.load(Ordering::Relaxed);
         let number = (absent & !PHASE).wrapping_add(NEXT);
-        if absent & PHASE != ABSENT || !self.pass(absent, number | STARTING) {
+        if absent & PHASE != ABSENT || self.is_held() || !self.pass(absent, number | STARTING) {
+            return;
+        }
+        // SeqCst, as in `hold` and `stop`: either this sees that it is held, or those
+        // wait for the settler.
+        if self.is_held() {
+            self.pass(number | STARTING, number | ABSENT);
+            self.ended.fetch_add(1, Ordering::Release);
             return;
         }
         self.stop.store(false, Ordering::SeqCst);
@@ -128,9 +138,23 @@ impl Heartbeat {
         }
     }
 
-    /// Takes back a request to end that was given up: the settler goes on, or
-    /// has ended, and may be started again.
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst) != 0
+    }
+
+    /// From here on no settler is started, until as many calls of `resume`. Then
+    /// `stop` ends the one there is. For a fork: until 3.11, a forked child hangs if
+    /// another thread was just getting its thread state, as a settler does to attach
+    /// (Modules/posixmodule.c, `PyOS_AfterFork_Child`).
+    pub fn hold(&self) {
+        self.held.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Takes back `hold`, and a request to end that was given up: the settler goes
+    /// on, or has ended, and may be started again.
     pub fn resume(&self) {
+        // None was taken where the hooks were set in between.
+        let _ = self.held.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |held| held.checked_sub(1));
         self.stop.store(false, Ordering::SeqCst);
     }
 
@@ -159,7 +183,7 @@ impl Heartbeat {
             return false;
         }
         let ended = self.ended.load(Ordering::Acquire);
-        if matches!(self.phase.load(Ordering::Acquire) & PHASE, ABSENT | FAILED) {
+        if matches!(self.phase.load(Ordering::SeqCst) & PHASE, ABSENT | FAILED) {
             return true;
         }
         let deadline = Instant::now() + patience;
@@ -179,6 +203,7 @@ impl Heartbeat {
     /// In a forked child: the settler is not here.
     pub fn after_fork_in_child(&self) {
         self.thread.store(ptr::null_mut(), Ordering::Relaxed);
+        self.held.store(0, Ordering::Relaxed);
         let phase = self.phase.load(Ordering::Relaxed);
         self.phase.store(phase & !PHASE | ABSENT, Ordering::Release);
     }

@@ -13,6 +13,7 @@
 //! shuts down is ended by unwinding, which PyO3 0.28 lets through its caller's
 //! frames. [`detach`] is the same, but has the thread hang there.
 
+mod exiting;
 mod service;
 
 use std::convert::Infallible;

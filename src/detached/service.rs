@@ -12,7 +12,7 @@
 //! | a full collection starts | everything is settled and served |
 //! | `fork` | owners are kept out from just before to just after; the child settles all |
 //! | exit | no credits from now on; everything is settled and served; the settler ends |
-//! | after that | who gives back the last loan while attached serves the account, at once |
+//! | after that | the thread that exits serves accounts whose last loan it gives back |
 //!
 //! Each extension that links this crate has a service of its own. The C API's is
 //! the module `refbuf`'s.
@@ -23,11 +23,12 @@ use std::sync::{Once, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use pyo3::ffi::{self, PyObject};
+use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::sync::OnceExt;
 use pyo3::types::PyCFunction;
 
+use super::exiting;
 use crate::core::account::Account;
 use crate::core::desk::{Bank, Books, Desk};
 use crate::core::heartbeat::{Heartbeat, Host};
@@ -65,6 +66,8 @@ static BUFFERS: Buffers<Account> =
 static DESK: Desk = Desk::new(ring, wait);
 /// See [`set_reserve`].
 static RESERVE_NOW: AtomicU32 = AtomicU32::new(RESERVE);
+/// Since the exit has begun: the thread that exits.
+static EXITING: OnceLock<exiting::Exiting> = OnceLock::new();
 /// Credits may be given out: fork and exit are seen to.
 static READY: OnceLock<()> = OnceLock::new();
 
@@ -293,12 +296,11 @@ fn serve(_py: Python<'_>) {
     unsafe { DESK.serve(&mut Objects) };
 }
 
-/// After exit there is no settler. A thread that is attached then, such as the
-/// main one while it destroys modules, serves the accounts that it leaves.
+/// After exit there is no settler. The thread that exits, while it is attached and
+/// destroys modules, serves the accounts that it leaves.
 #[cold]
 fn serve_late() {
-    // SAFETY: may be called by any thread.
-    if DESK.is_asked() && unsafe { ffi::PyGILState_Check() } == 1 {
+    if DESK.is_asked() && EXITING.get().is_some_and(exiting::Exiting::is_here_and_attached) {
         // SAFETY: attached, as it says: a reference that is dropped may run any code.
         serve(unsafe { Python::assume_attached() });
     }
@@ -446,6 +448,10 @@ impl Service for Accounts {
 
     fn settle_all(&self, py: Python<'_>) {
         flush_all(py);
+    }
+
+    fn note_exit(&self, py: Python<'_>) {
+        let _ = EXITING.set(exiting::Exiting::here(py));
     }
 
     fn hold_more(&self) -> Box<dyn Any> {

@@ -130,6 +130,9 @@ pub(crate) trait Service: Sync + 'static {
     /// finalizers.
     fn settle_all(&self, py: Python<'_>);
 
+    /// The exit has begun, in this thread.
+    fn note_exit(&self, _py: Python<'_>) {}
+
     /// Locks that come before the registry's, to be held across a fork.
     fn hold_more(&self) -> Box<dyn Any> {
         Box::new(())
@@ -158,6 +161,7 @@ struct Held {
 
 impl<S: Service> Moments for S {
     fn before_fork(&self, py: Python<'_>) {
+        self.buffers().heartbeat.hold();
         self.buffers().stop_settler(py);
     }
 
@@ -176,6 +180,7 @@ impl<S: Service> Moments for S {
     }
 
     fn on_exit(&self, py: Python<'_>) {
+        self.note_exit(py);
         self.buffers().registry.close();
         self.settle_all(py);
         self.buffers().stop_settler(py);

@@ -72,7 +72,12 @@ def test_counts_are_exact_after_threads_that_have_let_go_of_the_interpreter(rese
     objects = [Plain() for _ in range(200)]
     before = counts(objects)
     accounts = enrolled(objects)
-    in_threads(8, lambda number: [accountext.churn(accounts, 2_000, 10 * number + turn) for turn in range(10)])
+
+    def churn(number):
+        for turn in range(10):
+            accountext.churn(accounts, 2_000, 10 * number + turn)
+
+    in_threads(8, churn)
     assert counts(objects, refbuf.refcount) == [count + 1 for count in before]
     give_up(accounts)
     assert settled_counts(objects) == before
@@ -163,9 +168,11 @@ def test_an_object_enrolled_from_many_threads_at_once(reserve):
     thing = Tracked(log)
     before = sys.getrefcount(thing)
 
+    address = id(thing)
+
     def enrol(number):
         for _ in range(200):
-            account = accountext.enroll(thing)
+            account = accountext.enroll(countext.new_ref(address))
             accountext.touch(account, number)
             accountext.decref(account)
 

@@ -235,8 +235,12 @@ def test_daemon_threads_may_find_reserves_dry_to_the_end(run_with_accounts):
         """
         refbuf.configure(reserve=1)
         dry = tuple(accountext.enroll(thing) for thing in [Plain() for _ in range(5)])
+        def count():
+            while True:
+                accountext.churn(dry, 500, 1)
+
         for number in range(3):
-            threading.Thread(target=lambda: [accountext.churn(dry, 500, i) for i in range(10**9)], daemon=True).start()
+            threading.Thread(target=count, daemon=True).start()
         accountext.churn_for_ever(dry[0])
         time.sleep(0.02)
         """,

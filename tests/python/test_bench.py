@@ -29,7 +29,7 @@ def test_every_usual_variant_has_its_rows(bench):
     out, results = bench("--workloads", "shared,private", "--threads", "2", *SHORT)
     usual = workloads.VARIANTS if BUFFERED else ("stock", "detached", "attach-per-clone", "arc", "pool")
     cells = [(row["workload"], row["threads"], row["variant"]) for row in results["rows"]]
-    assert cells == [(name, threads, v) for name in ("shared", "private") for threads in (1, 2) for v in usual]
+    assert cells == [(name, n, v) for name in ("shared", "private") for n in (1, 2) for v in usual]
     assert all(set(row) == ROW and row["ns_per_pair"] > 0 for row in results["rows"])
     assert all(variant in out for variant in usual)
     assert ("take turns" in out) == (not BUFFERED)

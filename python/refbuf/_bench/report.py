@@ -75,8 +75,7 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
         f"[bold]refbuf {meta['version']} on {meta['python_name']}[/bold], {meta['cpu']}",
         "Threads take and drop references to Python objects of the main thread (private: to their own). "
         "A pair is one increment and one decrement; ns per pair is a thread's. stock is CPython's own "
-        "counting; its atomics are known, not counted."
-        + (_DETACHED_LINE if meta["detached"] else ""),
+        "counting; its atomics are known, not counted." + (_DETACHED_LINE if meta["detached"] else ""),
         f"Medians of {_count(meta['rounds'], 'round')}, {meta['seconds']:g} s a run, variants in turn on the "
         "same objects. Counting alone: a program does more. Confounders: other work "
         f"({load_here}{_count(meta['cpus'], 'CPU')}), changing clock speed, cores that share hardware, "
@@ -90,8 +89,8 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
 
 def _work_line(meta: dict[str, Any]) -> str:
     return (
-        f"Beside each pair, {meta['work_ns']:g} ns of other work, which the figures include: multiplications of "
-        f"{meta['work_iteration_ns']:.2f} ns each, as measured."
+        f"Beside each pair, {meta['work_ns']:g} ns of other work, which the figures include: "
+        f"multiplications of {meta['work_iteration_ns']:.2f} ns each, as measured."
     )
 
 

@@ -19,14 +19,16 @@ CPython's own way (stock), through the inline path of refbuf.h (refbuf), and
 through refbuf's exported functions (refbuf-call); and by threads that are not
 attached to the interpreter: through refbuf's Ref (detached), attaching each time
 (attach-per-clone), with Arc<Py<T>> (arc), and with PyO3's pool of dropped
-references (pool). All in turn in one run. Prints a table: nanoseconds that a thread takes for a pair (one increment and one
-decrement), scaling (throughput of all threads over that of one), throughput
-over stock's, and atomic operations on objects' counts. Then how long after its
+references (pool). All in turn in one run. Prints a table: nanoseconds that a
+thread takes for a pair (one increment and one decrement), scaling (throughput of
+all threads over that of one), throughput over stock's, and atomic operations on
+counts. Then how long after its
 last reference an object is finalized while threads with credits on it sleep."""
 
 EPILOG = """One thread, and stock, are always measured, to compare with. The garbage
 collector stays enabled, and is run before the objects of each workload are
-made. On an interpreter with a GIL, stock is threads that take turns. Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
+made. On an interpreter with a GIL, stock is threads that take turns.
+Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
 
 DEFAULT_ROUNDS, QUICK_ROUNDS = 5, 3
 # Seconds for all runs, from which follows how long each may take.
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measures and reports; returns the exit status."""
     options = _parser().parse_args(arguments)
     chosen_workloads = _names("workload", options.workloads, workloads.WORKLOADS)
-    chosen_variants = _names("variant", options.variants, workloads.VARIANTS) if options.variants else _usual()
+    chosen_variants = _names("variant", options.variants or _usual(), workloads.VARIANTS)
     chosen_threads = _threads(options.threads)
     # All that can fail does so before minutes of measuring.
     suffix = _picture_kind(options.plot)
@@ -158,7 +160,12 @@ def _parser() -> Parser:
     add("--quick", action="store_true", help="fewer and shorter rounds, within 30 seconds")
     add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")
     add("--workloads", metavar="A,B", help=f"which of {', '.join(workloads.WORKLOADS)} (default: all)")
-    add("--variants", metavar="A,B", help=f"which of {', '.join(workloads.VARIANTS)} (default: all, but on an interpreter with a GIL without refbuf and refbuf-call, which are stock there)")
+    add(
+        "--variants",
+        metavar="A,B",
+        help=f"which of {', '.join(workloads.VARIANTS)} (default: all; with a GIL without refbuf and "
+        "refbuf-call, which are stock there)",
+    )
     add(
         "--work-ns",
         metavar="N",
@@ -211,11 +218,11 @@ def _work_ns(text: str) -> float:
     return work
 
 
-def _usual() -> tuple[str, ...]:
-    """With a GIL, attached threads count as CPython does, whatever the variant."""
+def _usual() -> str | None:
+    """All; but with a GIL, attached threads count as CPython does, whatever the variant."""
     if build_info()["buffered"]:
-        return workloads.VARIANTS
-    return tuple(name for name in workloads.VARIANTS if name not in ("refbuf", "refbuf-call"))
+        return None
+    return ",".join(name for name in workloads.VARIANTS if name not in ("refbuf", "refbuf-call"))
 
 
 def _names(what: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
