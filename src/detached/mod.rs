@@ -180,7 +180,7 @@ impl<T> Ref<T> {
 /// assert!(copy.is(&list));
 /// ```
 impl<T> Clone for Ref<T> {
-    #[inline]
+    #[inline(always)]
     fn clone(&self) -> Ref<T> {
         // SAFETY: we have a loan.
         unsafe { lend(self.address()) };
@@ -191,7 +191,7 @@ impl<T> Clone for Ref<T> {
 
 /// Attached or not.
 impl<T> Drop for Ref<T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: our loan, which ends here.
         unsafe { give_back(self.address()) }

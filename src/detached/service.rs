@@ -91,7 +91,7 @@ impl Drop for ThreadEnd {
 /// # Safety
 ///
 /// The caller has a loan of the account.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn lend(account: Address) {
     // SAFETY: the caller's promise; the buffer is this thread's.
     unsafe {
@@ -111,7 +111,7 @@ pub(crate) unsafe fn lend(account: Address) {
 /// # Safety
 ///
 /// The caller has a loan of the account, and loses it.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn give_back(account: Address) {
     // SAFETY: the caller's promise; the buffer is this thread's.
     unsafe {

@@ -8,7 +8,7 @@
 //! | `*_missed` | what the inline path of the header could not serve | CPython's own |
 //! | `flush`, `flush_all` | settle | nothing to do |
 //! | `start` | checks the layout, sets hooks | nothing to do |
-//! | `count_many`, `take_many`, `release_one` | an account's references to an object | the same |
+//! | `count_many`, `take_many`, `release_one`, `share_one` | an account's references to an object | the same |
 
 pub(crate) mod barrier;
 #[allow(unreachable_pub)]

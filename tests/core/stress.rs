@@ -191,6 +191,34 @@ fn the_settler_frees_what_idle_and_ended_threads_hold_and_then_sleeps() {
     assert!(heartbeat.stop(Duration::from_secs(10)));
 }
 
+#[test]
+fn no_settler_is_started_while_a_fork_is_under_way() {
+    static REGISTRY: Registry<Cell> = Registry::new(Shape::DEFAULT);
+    static HEARTBEAT: Heartbeat = Heartbeat::new(2_000);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    HEARTBEAT.start(&REGISTRY, Always);
+                }
+            });
+        }
+        for _ in 0..200 {
+            HEARTBEAT.hold();
+            assert!(HEARTBEAT.stop(Duration::from_secs(10)));
+            for _ in 0..100 {
+                assert!(!HEARTBEAT.is_running());
+            }
+            HEARTBEAT.resume();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    HEARTBEAT.start(&REGISTRY, Always);
+    await_that("it runs again", || HEARTBEAT.is_running());
+    assert!(HEARTBEAT.stop(Duration::from_secs(10)));
+}
+
 fn await_that(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..1000 {
         if condition() {

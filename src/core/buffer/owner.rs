@@ -25,14 +25,15 @@ impl Buffer {
         left >= 0
     }
 
-    /// Increment, where a credit is at hand. By the owner.
+    /// Increment, where a credit is at hand. By the owner, who alone changes whose a
+    /// slot is: that much needs no gate.
     #[inline(always)]
     pub fn spend(&self, object: Address) -> bool {
         let slot = self.slot(object);
         if slot.object() != object || !self.gate().enter() {
             return false;
         }
-        let hit = slot.spend(object);
+        let hit = slot.spend_credit();
         self.gate().leave();
         hit
     }
@@ -44,7 +45,7 @@ impl Buffer {
         if slot.object() != object || !self.gate().enter() {
             return false;
         }
-        let hit = slot.refund(object);
+        let hit = slot.refund_credit();
         self.gate().leave();
         hit
     }

@@ -62,21 +62,33 @@ impl Slot {
         (self.credits() == 0) | (self.object() == object)
     }
 
-    #[inline(always)]
+    /// For `object`, if the slot is its.
     pub(super) fn spend(&self, object: Address) -> bool {
+        self.object() == object && self.spend_credit()
+    }
+
+    /// For `object`, if the slot is its.
+    pub(super) fn refund(&self, object: Address) -> bool {
+        self.object() == object && self.refund_credit()
+    }
+
+    /// For whose the slot is.
+    #[inline(always)]
+    pub(super) fn spend_credit(&self) -> bool {
         let word = self.word();
-        let hit = self.object() == object && word & CREDITS != 0;
+        let hit = word & CREDITS != 0;
         if hit {
             self.store(word - 1);
         }
         hit
     }
 
+    /// For whose the slot is.
     #[inline(always)]
-    pub(super) fn refund(&self, object: Address) -> bool {
+    pub(super) fn refund_credit(&self) -> bool {
         let word = self.word();
-        let credits = word & CREDITS;
-        let hit = self.object() == object && credits != 0 && credits < CREDIT_LIMIT;
+        // Neither dry nor full, in one comparison.
+        let hit = (word & CREDITS).wrapping_sub(1) < CREDIT_LIMIT - 1;
         if hit {
             self.store(word.wrapping_add(REFUND));
         }
