@@ -6,7 +6,7 @@
  * threads, so that any extension module finds them with one load, given that
  * distance (RefBuf_API.tls_offset, account_tls_offset). A module opened with dlopen may
  * use this model as long as the loader has static TLS left: glibc keeps a reserve
- * for it, of which this takes 16 bytes; where the reserve is used up, dlopen fails
+ * for it, of which these take 16 bytes; where the reserve is used up, dlopen fails
  * with a message that says so, and nothing is loaded.
  */
 #define REFBUF_BUILDING
