@@ -14,7 +14,7 @@ use crate::{detached, interp};
 
 /// How often a count that another thread is changing is looked at again. That
 /// thread drops one reference, unless it is the last, and then nobody asks.
-const LOOKS: u32 = 100;
+const LOOKS: u32 = 2_000;
 
 /// Settles the calling thread's buffers. May run finalizers.
 pub(crate) fn flush(py: Python<'_>) {

@@ -18,12 +18,12 @@
 //! the module `refbuf`'s.
 
 use std::any::Any;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{fence, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pyo3::ffi::PyObject;
+use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 use pyo3::sync::OnceExt;
 use pyo3::types::PyCFunction;
@@ -38,6 +38,7 @@ use crate::core::{Address, Buffer, Counted, Outcome, Scope, Shape};
 use crate::interp;
 use crate::interp::barrier;
 use crate::interp::life::{self, Buffers, Service};
+use crate::interp::unwinding::detached;
 use crate::interp::word::Word;
 
 /// Of accounts, a thread uses few at a time.
@@ -257,13 +258,44 @@ fn ring() {
 /// A reserve is dry: attaches, and refills it. So a clone may wait for the
 /// interpreter where more references are drawn at once than the reserve has. A
 /// thread that comes too late for that hangs, as all do that attach while the
-/// interpreter goes away.
+/// interpreter goes away; one that has no thread state must not even try, since making
+/// one is not safe then: see `note_exit`.
 #[cold]
 fn wait() {
+    // SAFETY: may be called by any thread.
+    let is_native = unsafe { ffi::PyGILState_GetThisThreadState() }.is_null();
+    let _attaching = is_native.then(Attaching::start);
+    // SeqCst: the exit closes, then looks whether someone is attaching.
+    if is_native && BUFFERS.registry.is_closed() {
+        return thread::sleep(Duration::from_millis(10));
+    }
     // SAFETY: attached.
     let refilled = Python::try_attach(|_| unsafe { DESK.refill(&mut Objects) });
     if refilled.is_none() {
         thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Native threads that attach for a refill.
+static ATTACHING: AtomicUsize = AtomicUsize::new(0);
+
+/// How long the exit waits for them.
+const EXIT_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Counts one of them.
+struct Attaching;
+
+impl Attaching {
+    fn start() -> Attaching {
+        ATTACHING.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        Attaching
+    }
+}
+
+impl Drop for Attaching {
+    fn drop(&mut self) {
+        ATTACHING.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -452,6 +484,15 @@ impl Service for Accounts {
 
     fn note_exit(&self, py: Python<'_>) {
         let _ = EXITING.set(exiting::Exiting::here(py));
+        BUFFERS.registry.close();
+        fence(Ordering::SeqCst);
+        // Who has not seen that it is closed gets its thread state while that is safe.
+        let deadline = Instant::now() + EXIT_PATIENCE;
+        detached(py, || {
+            while ATTACHING.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
     }
 
     fn hold_more(&self) -> Box<dyn Any> {
