@@ -7,6 +7,7 @@ static uint64_t VARIANT(shared)(RefBuf_Task *task, uint64_t pairs)
     PyObject *op = task->objects[0];
     for (uint64_t i = 0; i < pairs; i++) {
         INC(op);
+        USE(op);
         DEC(op);
         WORK(task);
     }
@@ -22,6 +23,7 @@ static __attribute__((noinline)) uint64_t VARIANT(call)(RefBuf_Task *task, size_
     for (size_t i = 0; i < REFBUF_CALL_LITERALS; i++) {
         literals[i] = task->objects[(first + i) % task->count];
         INC(literals[i]);
+        USE(literals[i]);
         WORK(task);
     }
     uint64_t pairs = REFBUF_CALL_LITERALS;
@@ -50,6 +52,7 @@ static uint64_t VARIANT(zipf)(RefBuf_Task *task, uint64_t pairs)
     for (uint64_t i = 0; i < pairs; i++) {
         PyObject *op = task->objects[task->order[task->cursor++ & (task->order_length - 1)]];
         INC(op);
+        USE(op);
         task->sink += (uintptr_t)Py_TYPE(op);
         DEC(op);
         WORK(task);
@@ -63,6 +66,7 @@ static uint64_t VARIANT(wide)(RefBuf_Task *task, uint64_t pairs)
     for (uint64_t i = 0; i < pairs; i++) {
         PyObject *op = task->objects[random_below(task, task->count)];
         INC(op);
+        USE(op);
         task->sink += (uintptr_t)Py_TYPE(op);
         DEC(op);
         WORK(task);
@@ -78,6 +82,7 @@ static uint64_t VARIANT(private)(RefBuf_Task *task, uint64_t pairs)
         PyObject *op = task->objects[at];
         at = at + 1 == task->count ? 0 : at + 1;
         INC(op);
+        USE(op);
         task->sink += (uintptr_t)Py_TYPE(op);
         DEC(op);
         WORK(task);
@@ -89,6 +94,7 @@ static uint64_t VARIANT(private)(RefBuf_Task *task, uint64_t pairs)
 static inline void VARIANT(visit)(RefBuf_Task *task, PyObject *op)
 {
     INC(op);
+    USE(op);
     task->sink += (uintptr_t)Py_TYPE(op);
     DEC(op);
     WORK(task);

@@ -23,6 +23,11 @@ static inline size_t random_below(RefBuf_Task *task, size_t bound)
     return (size_t)(((uint64_t)next_random(task) * bound) >> 32);
 }
 
+/* Between an increment and its decrement anything may look at the object. Without
+ * this a compiler that sees both, as plain additions on builds with a GIL, leaves
+ * neither. */
+#define USE(op) __asm__ __volatile__("" : : "r"(op) : "memory")
+
 /* Where this thread's chain has got to. Initial-exec as in interp/thread_words.c: no
  * call for it. */
 #if defined(__ELF__)

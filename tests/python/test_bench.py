@@ -2,9 +2,13 @@
 asserted; that it is measured and written is."""
 
 import json
+import platform
+import re
+import shutil
 import sys
 
 import pytest
+import refbuf
 from refbuf import workloads
 from refbuf._refbuf import work_iteration_ns
 
@@ -71,3 +75,17 @@ def test_what_random_keeps_is_the_callers(variant):
     assert set(map(id, run.kept)) <= set(map(id, objects)) and run.kept
     del run
     assert settled_counts(objects) == before
+
+
+@pytest.mark.parametrize("workload", ["shared", "zipf", "wide", "private", "container"])
+def test_a_stock_pair_writes_to_the_object_twice(workload, run_process):
+    """A compiler that sees an increment and its decrement side by side may leave neither:
+    then the baseline of every figure counts nothing."""
+    if sys.platform != "linux" or shutil.which("objdump") is None or platform.machine() != "x86_64":
+        pytest.skip("reads x86-64 machine code with objdump")
+    code = run_process(["objdump", "-d", "--no-show-raw-insn", refbuf._refbuf.__file__], timeout=120)
+    body = code.split(f"<stock_{workload}>:\n")[1].split("\n\n")[0]
+    # To memory at a register, without an offset or with that of a count's field.
+    writes = re.findall(r"\b(?:add|sub|inc|dec)[lq]? +(?:\$0x\w+,)?(?:0x0)?\(%\w+\)", body)
+    writes += re.findall(r"\block\b", body) + re.findall(r"call .*_Py_DecRefShared", body)
+    assert len(writes) >= 2, body
