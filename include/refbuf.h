@@ -317,7 +317,14 @@ static inline PyObject *RefBuf_AccountWithdraw(RefBuf_Account *account)
  * object for reachable.
  *
  * AccountIncRef attaches where more references are taken at once than have been
- * put by: so do not call it while holding a lock that attached threads wait for. */
+ * put by: so do not call it while holding a lock that attached threads wait for.
+ * AccountDecRef never attaches. Release serves whatever accounts wait, so it may
+ * finalize other objects as well: call it before an exception is set.
+ *
+ * Once the interpreter's exit has begun, both still count, without a buffer. A thread
+ * without a thread state that finds nothing put by hangs then. What is given up last
+ * is finalized by the thread that exits, if it gives something up itself; otherwise
+ * it is leaked, as all is that Python has not got to. */
 
 static inline void RefBuf_AccountIncRef(RefBuf_Account *account)
 {

@@ -11,9 +11,9 @@ setup(
     ext_modules=[
         Extension(
             "word_index",
-            sources=["engine.c", "word_index.c"],
+            sources=["engine.c", "word_index.c", "words.c"],
             include_dirs=[str(include)],
-            depends=["engine.h", *map(str, include.glob("refbuf*.h"))],
+            depends=["engine.h", "words.h", *map(str, include.glob("refbuf*.h"))],
             extra_compile_args=["-std=c11", "-Wall", "-Wextra", "-pthread", "-fvisibility=hidden"],
             extra_link_args=["-pthread"],
         )

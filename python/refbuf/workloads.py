@@ -29,6 +29,7 @@ pool. Their threads have a thread state, which attaching finds: the best case fo
 those that attach. They walk a vector and a hash map in place of a list and a dict.
 """
 
+import numbers
 import operator
 from collections.abc import Callable, Iterable
 
@@ -158,11 +159,13 @@ def touch(object: object, pairs: int = 1, variant: str = "refbuf") -> None:
 
 
 def _nanoseconds(value: float) -> float:
-    """The conversion's own error names no argument."""
+    """A float; the conversion's own errors name no argument."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"work_ns must be a number, not {type(value).__name__}")
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"work_ns must be a number, not {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError("work_ns is out of all range") from None
 
 
 def _whole(name: str, value: int, least: int, most: int) -> int:

@@ -264,16 +264,26 @@ fn ring() {
 fn wait() {
     // SAFETY: may be called by any thread.
     let is_native = unsafe { ffi::PyGILState_GetThisThreadState() }.is_null();
-    let _attaching = is_native.then(Attaching::start);
-    // SeqCst: the exit closes, then looks whether someone is attaching.
-    if is_native && BUFFERS.registry.is_closed() {
-        return thread::sleep(Duration::from_millis(10));
-    }
-    // SAFETY: attached.
-    let refilled = Python::try_attach(|_| unsafe { DESK.refill(&mut Objects) });
-    if refilled.is_none() {
+    let attaching = is_native.then(Attaching::start);
+    // The exit closes, then looks whether someone is attaching.
+    let is_late = is_native && BUFFERS.registry.is_closed();
+    let refilled = !is_late && Python::try_attach(refill).unwrap_or(false);
+    // Before the nap: the exit does not wait for who hangs here.
+    drop(attaching);
+    if !refilled {
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// False, and nothing done, where the thread is attached to another interpreter: with
+/// a GIL of its own, it may not count the main one's objects.
+fn refill(_py: Python<'_>) -> bool {
+    let may = interp::is_main_interpreter();
+    if may {
+        // SAFETY: attached to the objects' interpreter.
+        unsafe { DESK.refill(&mut Objects) };
+    }
+    may
 }
 
 /// Native threads that attach for a refill.
@@ -322,10 +332,14 @@ impl Bank for Objects {
     }
 }
 
-/// Serves accounts that ask. May run finalizers.
+/// Serves accounts that ask. May run finalizers. Where the thread is attached to
+/// another interpreter than the objects', leaves that to the settler.
 fn serve(_py: Python<'_>) {
-    // SAFETY: attached, outside any gate: called where any code may run.
-    unsafe { DESK.serve(&mut Objects) };
+    if interp::is_main_interpreter() {
+        // SAFETY: attached to the objects' interpreter, outside any gate: called where
+        // any code may run.
+        unsafe { DESK.serve(&mut Objects) };
+    }
 }
 
 /// After exit there is no settler. The thread that exits, while it is attached and

@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::plan::{Plan, Variant, Workload};
-use super::share::{goes_on, seed, zipf_order, Channels, Share, BATCH, CHUNK, HELD, ORDER};
+use super::share::{chunk, goes_on, seed, zipf_order, Channels, Share, BATCH, HELD, ORDER};
 use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Kernels, RefBuf_Task};
 use crate::interp::unwinding::detached;
 
@@ -34,6 +34,7 @@ pub(super) struct Worker {
     drop_kernel: unsafe extern "C" fn(*mut RefBuf_Task, u64) -> u64,
     workload: Workload,
     wanted: u64,
+    chunk: u64,
     task: RefBuf_Task,
     objects: Vec<*mut PyObject>,
     order: Vec<u32>,
@@ -73,6 +74,7 @@ impl Worker {
             drop_kernel: known(kernels.drop),
             workload: plan.workload,
             wanted: plan.wanted(),
+            chunk: chunk(plan),
             task: RefBuf_Task {
                 order_length: ORDER,
                 cursor: random.random_range(0..objects.len()),
@@ -103,10 +105,10 @@ impl Worker {
         let (mut pairs, mut chunks) = (0, 0u64);
         while pairs < wanted && goes_on(stop) {
             pairs += match self.workload {
-                Workload::Handoff => self.hand_over(py, wanted - pairs),
+                Workload::Handoff => self.hand_over(py, self.chunk.min(wanted - pairs)),
                 // SAFETY: attached; the task's pointers are to vectors of ours
                 // and to objects that the plan keeps alive.
-                _ => unsafe { (self.kernel)(&mut self.task, CHUNK.min(wanted - pairs)) },
+                _ => unsafe { (self.kernel)(&mut self.task, self.chunk.min(wanted - pairs)) },
             };
             chunks += 1;
             if chunks % CHUNKS_ATTACHED == 0 {

@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 
 use super::handle::Handle;
 use super::plan::{Plan, Workload};
-use super::share::{goes_on, seed, zipf_order, Channels, Share, BATCH, CHUNK, HELD, ORDER};
+use super::share::{chunk, goes_on, seed, zipf_order, Channels, Share, BATCH, HELD, ORDER};
 use super::work::work;
 use crate::interp::bindings::{REFBUF_CALL_DEPTH, REFBUF_CALL_LITERALS};
 
@@ -88,10 +88,10 @@ impl<H: Handle> Worker<H> {
 
     /// Works until the length is reached or `stop` is set. Not attached.
     pub(super) fn run(&mut self, plan: &Plan, started: Instant, stop: &AtomicBool) -> Share {
-        let wanted = plan.wanted();
+        let (wanted, chunk) = (plan.wanted(), chunk(plan));
         let mut pairs = 0;
         while pairs < wanted && goes_on(stop) {
-            let chunk = CHUNK.min(wanted - pairs);
+            let chunk = chunk.min(wanted - pairs);
             pairs += match (self.workload, self.work) {
                 (Workload::Handoff, _) => self.hand_over(chunk),
                 (_, 0) => self.chunk::<false>(chunk),

@@ -13,8 +13,10 @@ use rand_distr::{Distribution, Zipf};
 use super::driver::is_closed;
 use super::plan::{Plan, Workload};
 
-/// Pairs between two looks at the stop flag.
-pub(super) const CHUNK: u64 = 1024;
+/// Pairs between two looks at the stop flag, at the most.
+const CHUNK: u64 = 1024;
+/// Iterations of other work between two looks, at the most: about 0.1 ms.
+const WORK_BETWEEN: u64 = 100_000;
 /// Accesses in a zipf order; a power of two.
 pub(super) const ORDER: usize = 1 << 16;
 /// Skew of the zipf order.
@@ -45,6 +47,11 @@ pub(super) fn ring<B>(threads: usize) -> Vec<Channels<B>> {
     let (mut senders, receivers): (Vec<_>, Vec<_>) = (0..threads).map(|_| sync_channel(BATCHES_UNDER_WAY)).unzip();
     senders.rotate_left(1);
     senders.into_iter().zip(receivers).map(|(next, own)| Channels { next, own }).collect()
+}
+
+/// Pairs between two looks at the stop flag.
+pub(super) fn chunk(plan: &Plan) -> u64 {
+    (WORK_BETWEEN / plan.work.max(1)).clamp(1, CHUNK)
 }
 
 /// Whether a thread should go on. Asked after every chunk.

@@ -190,3 +190,67 @@ fn accounts_whose_reserve_runs_dry_all_the_time_keep_exact_counts() {
 fn accounts_with_the_smallest_reserve_in_the_smallest_table_keep_exact_counts() {
     stress(1, 1);
 }
+
+/// An account with one loan, which is given back: it waits on the desk, to be closed.
+fn asking(desk: &Desk, object: &Object) {
+    // SAFETY: the object has one reference; the desk lives on.
+    let account = unsafe { desk.enrol(std::ptr::from_ref(object) as Address, 4, &mut Objects) };
+    // SAFETY: the loan.
+    unsafe { Account::release(account as Address) };
+}
+
+#[test]
+fn accounts_that_waited_for_service_at_a_fork_are_served_in_the_child() {
+    let desk = Desk::new(|| (), || ());
+    let objects: Vec<_> = (0..3).map(|_| Object { count: AtomicI64::new(1), deaths: AtomicUsize::new(0) }).collect();
+    asking(&desk, &objects[0]);
+    // SAFETY: "attached". The first is taken now, the second asks, the third is neither.
+    unsafe { desk.refill(&mut Objects) };
+    asking(&desk, &objects[1]);
+    // SAFETY: the object has one reference; the desk lives on.
+    let open = unsafe { desk.enrol(std::ptr::from_ref(&objects[2]) as Address, 4, &mut Objects) };
+    desk.after_fork_in_child(desk.books());
+    // SAFETY: "attached".
+    unsafe { desk.serve(&mut Objects) };
+    let deaths = |object: &Object| object.deaths.load(Ordering::Relaxed);
+    assert_eq!(objects.iter().map(deaths).collect::<Vec<_>>(), [1, 1, 0]);
+    // SAFETY: the loan; then "attached".
+    unsafe {
+        Account::release(open as Address);
+        desk.serve(&mut Objects);
+    }
+    assert_eq!(deaths(&objects[2]), 1);
+}
+
+#[test]
+fn misses_before_credits_are_to_be_had_do_not_make_a_thread_stand_aside() {
+    prepare(true);
+    let registry = Registry::<Account>::new(Shape::DEFAULT);
+    let desk = Desk::new(|| (), || ());
+    let object = Object { count: AtomicI64::new(1), deaths: AtomicUsize::new(0) };
+    // SAFETY: the object has one reference; the desk lives on.
+    let account = unsafe { desk.enrol(std::ptr::from_ref(&object) as Address, 1 << 16, &mut Objects) } as Address;
+    let thread = Detached::start(&registry);
+    // SAFETY: this thread's buffer, and loans of its own.
+    unsafe {
+        let buffer = thread.handle.as_ref();
+        for _ in 0..5_000 {
+            assert_eq!(buffer.increment_missed::<Account>(account, || false), Outcome::Passed);
+            assert_eq!(buffer.decrement_missed::<Account>(account, || false), Outcome::Passed);
+            Account::release(account);
+        }
+        assert!(!buffer.skips(), "nothing was tried yet");
+    }
+    thread.lend(account);
+    thread.give_back(account);
+    assert_eq!(registry.summary().totals.misses, 10_000, "and all are counted");
+    assert_eq!(registry.summary().totals.acquires, 1, "the table is used");
+    thread.give_back(account);
+    drop(thread);
+    // SAFETY: "attached".
+    unsafe {
+        registry.settle(Scope::All);
+        desk.serve(&mut Objects);
+    }
+    assert_eq!(object.deaths.load(Ordering::Relaxed), 1);
+}

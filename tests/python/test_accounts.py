@@ -450,6 +450,52 @@ def test_enrolling_is_refused_in_a_subinterpreter(run_python):
     )
 
 
+def test_what_is_given_up_in_a_subinterpreter_is_finalized_in_the_main_one(run_python):
+    run_python(
+        """
+        import textwrap
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+        import refbuf, refbuf._refbuf, accountext
+        from support import Plain, wait_until
+
+        def here():
+            current = interpreters.get_current()
+            return int(current[0] if isinstance(current, tuple) else current)
+
+        class Saying(Plain):
+            __slots__ = ()
+            def __del__(self):
+                seen.append(here())
+
+        seen = []
+        refbuf.configure(heartbeat_ms=200)
+        accounts = [accountext.enroll(Saying()) for _ in range(20)]
+        code = textwrap.dedent(f'''
+            import ctypes
+            library = ctypes.PyDLL({refbuf._refbuf.__file__!r})
+            for account in {accounts!r}:
+                library.RefBuf_AccountRelease(ctypes.c_void_p(account))
+                library.RefBuf_Flush()
+                library.RefBuf_FlushAll()
+        ''')
+        try:
+            inside = interpreters.create("legacy")
+        except TypeError:
+            inside = interpreters.create(isolated=False)
+        if hasattr(interpreters, "exec"):
+            failed = interpreters.exec(inside, code)
+            assert failed is None, failed.formatted
+        else:
+            interpreters.run_string(inside, code)
+        assert wait_until(lambda: len(seen) == 20), (seen, refbuf.stats())
+        assert set(seen) == {here()}, seen
+        """
+    )
+
+
 def test_configure_after_first_use_is_a_runtime_error_but_the_reserve_may_change(run_python):
     run_python(
         """

@@ -248,6 +248,26 @@ def test_daemon_threads_may_find_reserves_dry_to_the_end(run_with_accounts):
     )
 
 
+def test_exit_waits_for_no_native_thread_that_finds_a_reserve_dry(run_with_accounts):
+    """It may not attach any more, and hangs: but not in the exit's way."""
+    run_with_accounts(
+        """
+        refbuf.configure(reserve=1)
+        thing = Plain()
+        dry = accountext.enroll(thing)
+        for _ in range(3):
+            accountext.incref(dry)
+            accountext.churn_for_ever(dry)
+        time.sleep(0.02)
+        started = time.monotonic()
+        atexit._run_exitfuncs()
+        took = time.monotonic() - started
+        assert took < 0.4, took
+        """,
+        5,
+    )
+
+
 def test_an_object_that_only_credits_hold_is_finalized_at_exit(run_with_accounts):
     said = run_with_accounts(
         """

@@ -4,6 +4,7 @@ Nobody flushes here."""
 
 import contextlib
 import os
+import sys
 import threading
 import time
 
@@ -11,7 +12,7 @@ import pytest
 import refbuf
 
 import accountext
-from support import SOON, Plain, Tracked, Worker, wait_until
+from support import SOON, Plain, Tracked, Worker, assert_outlives_its_references, wait_until
 
 
 @pytest.fixture
@@ -33,20 +34,6 @@ def left_to_credits(worker, log, name="tracked"):
     accountext.decref(account)
     del thing
     worker.do(accountext.decref, account)
-
-
-def assert_outlives_its_references(leave, log):
-    """The object must be seen alive before it is finalized. On a machine that is
-    too busy for that in one try there are others."""
-    for _ in range(10):
-        log.clear()
-        refbuf.configure(heartbeat_ms=300)
-        leave()
-        alive = not log
-        refbuf.configure(heartbeat_ms=10)
-        if alive:
-            return
-    pytest.fail("the object always died with its last reference")
 
 
 def test_finalized_while_the_thread_with_its_credits_waits_for_a_lock(worker, log):
@@ -129,6 +116,31 @@ def test_finalized_while_no_thread_is_attached_otherwise(log, worker):
     time.sleep(0.5)
     assert log == ["tracked"]
     worker.result()
+
+
+def test_finalized_while_the_owner_of_the_object_sleeps(worker, log):
+    """On free-threaded builds the reference that an account takes over may be one that
+    the owner counted, and CPython leaves the last step of those to the owner."""
+    account = worker.do(lambda: accountext.enroll(Tracked(log)))
+    worker.begin(time.sleep, 4)
+    accountext.decref(account)
+    assert wait_until(lambda: log == ["tracked"], 3)
+    worker.result()
+
+
+def test_a_low_reserve_is_filled_up_before_anyone_waits_for_it(worker):
+    """By the settler: the thread that drew so much never attaches for it."""
+    thing = Plain()
+    account = accountext.enroll(thing)
+    for taken in range(60_000, 600_000, 60_000):
+        worker.do(accountext.incref, account, 60_000)
+
+        def in_reserve(taken=taken):
+            return sys.getrefcount(thing) - taken - 3  # this name, the argument, the account's first
+
+        assert wait_until(lambda: in_reserve() >= 30_000), in_reserve()
+    worker.do(accountext.decref, account, 540_001)
+    assert wait_until(lambda: refbuf.stats().accounts == 0)
 
 
 def test_references_go_on_to_be_lent_after_a_heartbeat(worker, log):

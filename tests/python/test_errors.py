@@ -124,6 +124,8 @@ def test_configure_after_first_use_is_a_runtime_error_but_the_heartbeat_may_chan
         (("shared",), {"work_ns": float("nan")}, ValueError, "work_ns"),
         (("shared",), {"work_ns": 1e9}, ValueError, "work_ns"),
         (("shared",), {"work_ns": "much"}, TypeError, "work_ns"),
+        (("shared",), {"work_ns": "5"}, TypeError, "work_ns"),
+        (("shared",), {"work_ns": 10**400}, ValueError, "work_ns"),
         (("private", "detached"), {"factory": 7}, TypeError, "factory"),
     ],
 )

@@ -11,29 +11,17 @@ import pytest
 import refbuf
 
 import countext
-from support import SOON, Tracked, Worker, give_credits, left_to_credits, wait_until
+from support import (
+    SOON,
+    Tracked,
+    Worker,
+    assert_outlives_its_references,
+    give_credits,
+    left_to_credits,
+    wait_until,
+)
 
 pytestmark = pytest.mark.needs_buffering
-
-
-@contextlib.contextmanager
-def heartbeat_held_back():
-    """Time enough to see that credits do keep an object alive."""
-    refbuf.configure(heartbeat_ms=300)
-    yield
-    refbuf.configure(heartbeat_ms=10)
-
-
-def assert_outlives_its_references(make_and_leave, log):
-    """The object must be seen alive before it is finalized. On a machine that
-    is too busy for that in one try there are others."""
-    for _ in range(10):
-        log.clear()
-        with heartbeat_held_back():
-            make_and_leave()
-            if not log:
-                return
-    pytest.fail("the object always died with its last reference")
 
 
 @pytest.fixture

@@ -120,14 +120,18 @@ impl Buffer {
     #[cold]
     #[inline(never)]
     pub unsafe fn increment_missed<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
-        let mut outcome = Outcome::Passed;
+        let (mut outcome, mut refused) = (Outcome::Passed, false);
         if self.gate().enter() {
+            let admit = || {
+                refused = !admit();
+                !refused
+            };
             // SAFETY: the caller's promises; we are inside.
             outcome = unsafe { self.increment_inside::<O>(object, admit) };
             self.gate().leave();
         }
         if outcome == Outcome::Passed {
-            self.count_miss();
+            self.count_miss_if(refused);
             // SAFETY: the caller's promises.
             unsafe { O::add(object, 1) };
         }
@@ -179,14 +183,18 @@ impl Buffer {
     #[cold]
     #[inline(never)]
     pub unsafe fn decrement_missed<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
-        let mut outcome = Outcome::Passed;
+        let (mut outcome, mut refused) = (Outcome::Passed, false);
         if self.gate().enter() {
+            let admit = || {
+                refused = !admit();
+                !refused
+            };
             // SAFETY: the caller's promises; we are inside.
             outcome = unsafe { self.decrement_inside::<O>(object, admit) };
             self.gate().leave();
         }
         if outcome == Outcome::Passed {
-            self.count_miss();
+            self.count_miss_if(refused);
         }
         outcome
     }
@@ -366,6 +374,16 @@ impl Buffer {
         self.counters.misses.add(1);
         if self.counters.misses.get() % WINDOW == 0 {
             self.consider_skipping();
+        }
+    }
+
+    /// The same; where no credits were to be had at all, as before the settler runs,
+    /// it says nothing about whether the table pays.
+    fn count_miss_if(&self, refused: bool) {
+        if refused {
+            self.counters.misses.add(1);
+        } else {
+            self.count_miss();
         }
     }
 
