@@ -169,6 +169,9 @@ fn an_object_enrolled_while_its_account_closes_is_counted_once_and_lost_never() 
             let (desk, object) = (desk.clone(), object.clone());
             thread::spawn(move || {
                 let account = enrol(&desk, &object, 1);
+                serve(&desk, &object);
+                let found = desk.books().account(64).map(Account::address);
+                assert_eq!(found, Some(account), "an open account is in the books");
                 // SAFETY: a loan of this thread's.
                 let (lent, reserve) = unsafe { Account::at(account) }.balance();
                 assert!(lent >= 1 && object.count() >= (lent + reserve) as usize);
