@@ -6,16 +6,9 @@
 
 use std::ffi::c_void;
 
-use pyo3::ffi::{self, PyThreadState};
 use pyo3::prelude::*;
 
-extern "C" {
-    /// Include/cpython/pystate.h: may be called by any thread, at any time. Until 3.11 it
-    /// is the state of whoever holds the GIL, afterwards the calling thread's.
-    #[cfg_attr(Py_3_13, link_name = "PyThreadState_GetUnchecked")]
-    #[cfg_attr(not(Py_3_13), link_name = "_PyThreadState_UncheckedGet")]
-    fn current_state() -> *mut PyThreadState;
-}
+use crate::interp::attachment::current_state;
 
 /// The thread that exits.
 pub(super) struct Exiting {
@@ -31,13 +24,14 @@ unsafe impl Sync for Exiting {}
 impl Exiting {
     /// The calling thread, which is attached.
     pub(super) fn here(_py: Python<'_>) -> Exiting {
-        // SAFETY: attached.
-        unsafe { Exiting { thread: libc::pthread_self(), state: ffi::PyThreadState_Get().cast() } }
+        // SAFETY: a plain question.
+        Exiting { thread: unsafe { libc::pthread_self() }, state: current_state().cast() }
     }
 
     /// Whether the caller is that thread, and attached.
     pub(super) fn is_here_and_attached(&self) -> bool {
-        // SAFETY: may be called by any thread.
-        unsafe { libc::pthread_self() == self.thread && current_state().cast() == self.state }
+        // SAFETY: a plain question.
+        let is_here = unsafe { libc::pthread_self() } == self.thread;
+        is_here && !self.state.is_null() && current_state().cast() == self.state
     }
 }

@@ -23,7 +23,7 @@ use std::sync::{Once, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pyo3::ffi::{self, PyObject};
+use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::sync::OnceExt;
 use pyo3::types::PyCFunction;
@@ -36,6 +36,7 @@ use crate::core::registry::{Registry, Summary, Thread};
 use crate::core::sync::{Barrier, MutexGuard};
 use crate::core::{Address, Buffer, Counted, Outcome, Scope, Shape};
 use crate::interp;
+use crate::interp::attachment::{attach, attachment, has_state, nap_detached, Attachment};
 use crate::interp::barrier;
 use crate::interp::life::{self, Buffers, Service};
 use crate::interp::unwinding::detached;
@@ -255,35 +256,43 @@ fn ring() {
     BUFFERS.heartbeat.wake();
 }
 
-/// A reserve is dry: attaches, and refills it. So a clone may wait for the
-/// interpreter where more references are drawn at once than the reserve has. A
-/// thread that comes too late for that hangs, as all do that attach while the
+/// A reserve is dry: refills it, and attaches for that if need be. So a clone may
+/// wait for the interpreter where more references are drawn at once than the reserve
+/// has. A thread that comes too late hangs, as all do that attach while the
 /// interpreter goes away; one that has no thread state must not even try, since making
 /// one is not safe then: see `note_exit`.
 #[cold]
 fn wait() {
-    // SAFETY: may be called by any thread.
-    let is_native = unsafe { ffi::PyGILState_GetThisThreadState() }.is_null();
-    let attaching = is_native.then(Attaching::start);
-    // The exit closes, then looks whether someone is attaching.
-    let is_late = is_native && BUFFERS.registry.is_closed();
-    let refilled = !is_late && Python::try_attach(refill).unwrap_or(false);
-    // Before the nap: the exit does not wait for who hangs here.
-    drop(attaching);
-    if !refilled {
-        thread::sleep(Duration::from_millis(10));
+    match attachment() {
+        Attachment::Main => refill(),
+        // It may not count the main interpreter's objects, with a GIL of its own. The
+        // settler will: it has been called.
+        // SAFETY: attached, as it says.
+        Attachment::Other => unsafe { nap_detached(NAP) },
+        Attachment::None => attach_and_refill(),
     }
 }
 
-/// False, and nothing done, where the thread is attached to another interpreter: with
-/// a GIL of its own, it may not count the main one's objects.
-fn refill(_py: Python<'_>) -> bool {
-    let may = interp::is_main_interpreter();
-    if may {
-        // SAFETY: attached to the objects' interpreter.
-        unsafe { DESK.refill(&mut Objects) };
+/// Between two looks at a reserve that somebody else has to fill.
+const NAP: Duration = Duration::from_millis(10);
+
+fn attach_and_refill() {
+    let is_native = !has_state();
+    let attaching = is_native.then(Attaching::start);
+    // The exit closes, then looks whether someone is attaching.
+    let is_late = is_native && BUFFERS.registry.is_closed();
+    let refilled = !is_late && attach(|_| refill()).is_some();
+    // Before the nap: the exit does not wait for who hangs here.
+    drop(attaching);
+    if !refilled {
+        thread::sleep(NAP);
     }
-    may
+}
+
+/// Attached to the main interpreter. Runs no foreign code.
+fn refill() {
+    // SAFETY: as it says.
+    unsafe { DESK.refill(&mut Objects) };
 }
 
 /// Native threads that attach for a refill.

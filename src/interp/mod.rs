@@ -10,6 +10,7 @@
 //! | `start` | checks the layout, sets hooks | nothing to do |
 //! | `count_many`, `take_many`, `release_one`, `share_one` | an account's references to an object | the same |
 
+pub(crate) mod attachment;
 pub(crate) mod barrier;
 #[allow(unreachable_pub)]
 pub(crate) mod bindings;

@@ -10,10 +10,21 @@ import weakref
 
 import pytest
 import refbuf
+from refbuf import workloads
 
 import accountext
 import countext
-from support import Plain, Tracked, Worker, addresses, counts, in_threads, settled_counts, wait_until
+from support import (
+    BUFFERED,
+    Plain,
+    Tracked,
+    Worker,
+    addresses,
+    counts,
+    in_threads,
+    settled_counts,
+    wait_until,
+)
 
 USUAL = 1 << 16
 
@@ -414,6 +425,41 @@ def test_the_last_reference_dropped_while_the_collector_runs(reserve):
         stop.set()
         collector.join()
     assert wait_until(lambda: sorted(log) == list(range(200)))
+
+
+@pytest.mark.skipif(BUFFERED, reason="there is no GIL to be held")
+def test_a_dry_reserve_is_filled_with_the_gil_held_also_where_pyo3_takes_it_for_held():
+    """A worker that PyO3 has attached calls C code which lets go of the GIL, and finds
+    the reserve dry. Meanwhile a thread that never gives up the GIL watches the count."""
+    refbuf.configure(reserve=1)
+    thing = Plain()
+    account = accountext.enroll(thing)
+    refbuf.configure(reserve=USUAL)
+    begun, changes = threading.Event(), []
+
+    def churn():
+        begun.set()
+        accountext.churn((account,), 300_000, 1)
+        return Plain()
+
+    def watch():
+        begun.wait(60)
+        for _ in range(20):
+            time.sleep(0.001)  # lets the other one on
+            first = sys.getrefcount(thing)
+            changes.extend(1 for _ in range(50_000) if sys.getrefcount(thing) != first)
+
+    watcher = threading.Thread(target=watch)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)
+    try:
+        watcher.start()
+        workloads.run("private", "stock", [None], threads=1, pairs=1, factory=churn)
+        watcher.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(changes) == 0  # not compared: there may be many
+    accountext.decref(account)
 
 
 def test_enrolling_is_refused_in_a_subinterpreter(run_python):
