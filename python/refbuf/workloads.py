@@ -29,7 +29,6 @@ pool. Their threads have a thread state, which attaching finds: the best case fo
 those that attach. They walk a vector and a hash map in place of a list and a dict.
 """
 
-import numbers
 import operator
 from collections.abc import Callable, Iterable
 
@@ -160,7 +159,7 @@ def touch(object: object, pairs: int = 1, variant: str = "refbuf") -> None:
 
 def _nanoseconds(value: float) -> float:
     """A float; the conversion's own errors name no argument."""
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, (int, float)):
         raise TypeError(f"work_ns must be a number, not {type(value).__name__}")
     try:
         return float(value)
