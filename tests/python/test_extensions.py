@@ -13,7 +13,7 @@ from building import compile_extension
 
 import countext
 import countext_too
-from support import BUFFERED, Plain, Tracked, Worker, give_credits, wait_until
+from support import Plain, Tracked, Worker, give_credits, wait_until
 
 
 @pytest.fixture(params=[countext, countext_too], ids=lambda module: module.__name__)
