@@ -14,17 +14,17 @@
 //! | `FAILED` | the system gave no thread; no credits are acquired until `retry` |
 //!
 //! Above the phase, the word has the settler's number, so that a thread which is
-//! late in starting one does not take the next one for its own. `thread` is
+//! late in starting one does not take the next one for its own. `settler` is
 //! written by the settler itself, before its first look: whoever installs
 //! credits earlier and wakes nobody is found by that look.
 //!
 //! Starting and waking block on nobody, so that an increment may do both (R2):
-//! the handle that is woken is leaked, a few words for each settler ever started
-//! (one, and one more after a fork).
+//! the handle that is woken is kept for good, a few words for each settler ever
+//! started (one, and one more after a fork).
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::counted::Counted;
@@ -57,6 +57,15 @@ pub trait Host: Send + 'static {
     fn thread(&self) -> ThreadName;
 }
 
+/// How others wake a settler.
+#[derive(Debug)]
+struct Settler {
+    thread: thread::Thread,
+    /// The one before, which somebody may be waking still. Never read: it is kept
+    /// where leak checkers find it.
+    _before: *mut Settler,
+}
+
 /// The settler thread and how others speak to it.
 #[derive(Debug)]
 pub struct Heartbeat {
@@ -68,7 +77,7 @@ pub struct Heartbeat {
     /// Settlers that have ended.
     ended: AtomicU32,
     period: AtomicU64,
-    thread: AtomicPtr<Thread>,
+    settler: AtomicPtr<Settler>,
 }
 
 impl Heartbeat {
@@ -80,7 +89,7 @@ impl Heartbeat {
             held: AtomicU32::new(0),
             ended: AtomicU32::new(0),
             period: AtomicU64::new(period),
-            thread: AtomicPtr::new(ptr::null_mut()),
+            settler: AtomicPtr::new(ptr::null_mut()),
         }
     }
 
@@ -161,18 +170,18 @@ impl Heartbeat {
     /// Wakes the settler. Never blocks.
     pub fn wake(&self) {
         // Acquire: pairs with the release in `run`.
-        let handle = self.thread.load(Ordering::Acquire);
+        let handle = self.settler.load(Ordering::Acquire);
         if !handle.is_null() {
-            // SAFETY: handles are leaked, so it is there for good.
-            unsafe { &*handle }.unpark();
+            // SAFETY: handles are kept for good.
+            unsafe { &*handle }.thread.unpark();
         }
     }
 
     /// Whether the calling thread is the settler: in a finalizer that it runs.
     pub fn is_here(&self) -> bool {
-        let handle = self.thread.load(Ordering::Acquire);
-        // SAFETY: handles are leaked, so it is there for good.
-        !handle.is_null() && unsafe { &*handle }.id() == thread::current().id()
+        let handle = self.settler.load(Ordering::Acquire);
+        // SAFETY: handles are kept for good.
+        !handle.is_null() && unsafe { &*handle }.thread.id() == thread::current().id()
     }
 
     /// Asks the settler to end, and waits for it up to `patience`; it may be in
@@ -202,7 +211,7 @@ impl Heartbeat {
 
     /// In a forked child: the settler is not here.
     pub fn after_fork_in_child(&self) {
-        self.thread.store(ptr::null_mut(), Ordering::Relaxed);
+        self.settler.store(ptr::null_mut(), Ordering::Relaxed);
         self.held.store(0, Ordering::Relaxed);
         let phase = self.phase.load(Ordering::Relaxed);
         self.phase.store(phase & !PHASE | ABSENT, Ordering::Release);
@@ -210,9 +219,10 @@ impl Heartbeat {
 
     /// The settler's life.
     fn run<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host, number: u32) {
-        // Leaked on purpose: see the head of this file.
-        let handle = Box::into_raw(Box::new(thread::current()));
-        self.thread.store(handle, Ordering::Release);
+        // Never freed: see the head of this file. One settler at a time gets here.
+        let _before = self.settler.load(Ordering::Acquire);
+        let handle = Box::into_raw(Box::new(Settler { thread: thread::current(), _before }));
+        self.settler.store(handle, Ordering::Release);
         loop {
             self.work(registry, host);
             self.phase.store(number | ABSENT, Ordering::SeqCst);

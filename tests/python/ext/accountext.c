@@ -7,9 +7,29 @@
 #include <refbuf.h>
 
 #include <pthread.h>
+#include <unistd.h>
 
 /* References that churn() may hold at once. */
 #define HELD 512
+
+/* Set by stay_detached(): threads that have let go of the interpreter do not come back.
+ * In 3.13 free-threaded, one that does so while the interpreter goes away may run with a
+ * thread state that has been freed (python/cpython issue 124878). */
+static int staying;
+
+static void come_back(void)
+{
+    while (__atomic_load_n(&staying, __ATOMIC_ACQUIRE)) {
+        usleep(1000);
+    }
+}
+
+/* stay_detached() */
+static PyObject *stay_detached(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    __atomic_store_n(&staying, 1, __ATOMIC_RELEASE);
+    Py_RETURN_NONE;
+}
 
 static int parse(PyObject *args, RefBuf_Account **account, Py_ssize_t *times)
 {
@@ -42,6 +62,7 @@ static PyObject *enroll(PyObject *Py_UNUSED(module), PyObject *op)
         for (Py_ssize_t i = 0; i < times; i++) {                       \
             statement;                                                 \
         }                                                              \
+        come_back();                                                   \
         Py_END_ALLOW_THREADS                                           \
         Py_RETURN_NONE;                                                \
     }
@@ -66,6 +87,7 @@ static PyObject *touch_by_turns(PyObject *Py_UNUSED(module), PyObject *args)
         Py_BEGIN_ALLOW_THREADS
         RefBuf_AccountIncRef(account);
         RefBuf_AccountDecRef(account);
+        come_back();
         Py_END_ALLOW_THREADS
         RefBuf_DECREF(object);
         RefBuf_AccountDecRef(account);
@@ -193,6 +215,7 @@ static int run_detached(const Work *work, int threads)
         shares[0] = *work;
         run(&shares[0]);
     }
+    come_back();
     Py_END_ALLOW_THREADS
     return started;
 }
@@ -255,6 +278,7 @@ static PyObject *churn_for_ever(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyMethodDef methods[] = {
+    {"stay_detached", stay_detached, METH_NOARGS, NULL},
     {"enroll", enroll, METH_O, NULL},
     {"incref", incref, METH_VARARGS, NULL},
     {"decref", decref, METH_VARARGS, NULL},
