@@ -87,5 +87,6 @@ def test_a_stock_pair_writes_to_the_object_twice(workload, run_process):
     body = code.split(f"<stock_{workload}>:\n")[1].split("\n\n")[0]
     # To memory at a register, without an offset or with that of a count's field.
     writes = re.findall(r"\b(?:add|sub|inc|dec)[lq]? +(?:\$0x\w+,)?(?:0x0)?\(%\w+\)", body)
+    writes += re.findall(r"\bmov[lq]? +%\w+,(?:0x0)?\(%(?!r[sb]p)\w+\)", body)
     writes += re.findall(r"\block\b", body) + re.findall(r"call .*_Py_DecRefShared", body)
     assert len(writes) >= 2, body
