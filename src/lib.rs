@@ -16,6 +16,7 @@
 //! | `py` | the Python module |
 
 pub mod core;
+pub mod lab;
 
 #[cfg(feature = "python")]
 pub mod client;

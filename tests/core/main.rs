@@ -10,5 +10,6 @@
 mod accounts;
 #[path = "../driver/mod.rs"]
 mod driver;
+mod lab;
 mod model;
 mod stress;

@@ -16,6 +16,7 @@ mod counting;
 #[path = "../driver/mod.rs"]
 mod driver;
 mod handshake;
+mod lab;
 mod lifecycle;
 
 use refbuf::core::Shape;
