@@ -7,9 +7,17 @@
 //! | [`schemes`] | the schemes |
 //! | [`gil`], [`world`] | a lock handed over as CPython's; threads that can be stopped |
 
+#[cfg(not(loom))]
+pub mod calibrate;
 pub mod cell;
 #[cfg(not(loom))]
 pub mod gil;
+#[cfg(not(loom))]
+pub mod programs;
+#[cfg(not(loom))]
+pub mod run;
 pub mod scheme;
 pub mod schemes;
+#[cfg(not(loom))]
+pub mod work;
 pub mod world;

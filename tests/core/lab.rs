@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use refbuf::lab::cell::{At, EDGES};
+use refbuf::lab::programs::Setting;
+use refbuf::lab::run::{reclaim, run, Maker, Plan, Which, Workload};
 use refbuf::lab::scheme::{Common, Mutator, Options, Probes, Roots, Scheme, Tally};
 use refbuf::lab::schemes::{atomic::Atomic, biased::Biased, credits::Credits, deltas::Deltas};
 use refbuf::lab::schemes::{plain::Plain, thread_count::ThreadCount};
@@ -435,4 +437,45 @@ fn many_threads_leave_nothing_with_biased() {
 #[test]
 fn many_threads_leave_nothing_with_credits() {
     many_threads_leave_nothing::<Credits>();
+}
+
+fn plan(threads: usize, maker: Maker, milliseconds: u64) -> Plan {
+    let setting = Setting { threads, work: 1, share: 0.5, seed: 7 };
+    Plan { setting, options: options(), maker, length: Duration::from_millis(milliseconds) }
+}
+
+#[test]
+fn every_program_leaves_nothing_with_any_scheme() {
+    for &scheme in Which::ALL {
+        for &workload in Workload::ALL {
+            for (threads, maker) in [(1, Maker::Worker), (3, Maker::Worker), (2, Maker::Waiter)] {
+                let outcome = run(scheme, workload, &plan(threads, maker, 10));
+                let what = format!("{} {} {threads}", scheme.name(), workload.name());
+                assert_eq!(outcome.leaked, 0, "{what}");
+                assert!(outcome.pairs > 0 && outcome.pairs_per_second > 0.0, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cells_die_when_their_scheme_says() {
+    for &scheme in Which::ALL {
+        let settings = Options { heartbeat: Duration::from_millis(4), ..options() };
+        let delays = reclaim(scheme, &settings, 6);
+        assert!(!delays.is_empty());
+        if scheme == Which::Deltas {
+            assert!(delays.iter().all(Option::is_none), "nothing collects");
+        } else {
+            assert!(delays.iter().all(Option::is_some), "{}: {delays:?}", scheme.name());
+        }
+    }
+}
+
+#[test]
+fn unknown_names_are_said() {
+    let error = "gil".parse::<Which>().unwrap_err();
+    assert!(error.to_string().contains("unknown scheme \"gil\": there are plain, atomic"));
+    assert!("wide".parse::<Workload>().is_err());
+    assert_eq!("thread-count".parse(), Ok(Which::ThreadCount));
 }

@@ -16,9 +16,10 @@ use crate::lab::cell::At;
 use crate::lab::gil::Gil;
 use crate::lab::scheme::{bury, Common, Mutator, Options, Scheme};
 
-/// The scheme.
+/// The scheme. Counts each reference as `TIMES`, one after the other: what counting once
+/// costs follows from the difference ([`super::super::calibrate`]).
 #[derive(Debug)]
-pub struct Plain {
+pub struct Plain<const TIMES: u64 = 1> {
     gil: Gil,
 }
 
@@ -30,27 +31,27 @@ pub struct Head {
 }
 
 /// A thread, which has the lock.
-pub struct Thread<'s> {
+pub struct Thread<'s, const TIMES: u64> {
     gil: &'s Gil,
     common: Common<Head>,
 }
 
-impl fmt::Debug for Thread<'_> {
+impl<const TIMES: u64> fmt::Debug for Thread<'_, TIMES> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.common.fmt(formatter)
     }
 }
 
-impl Scheme for Plain {
+impl<const TIMES: u64> Scheme for Plain<TIMES> {
     const NAME: &'static str = "plain";
     type Head = Head;
-    type Mutator<'s> = Thread<'s>;
+    type Mutator<'s> = Thread<'s, TIMES>;
 
-    fn new(options: &Options, _chores: Common<Head>) -> Plain {
+    fn new(options: &Options, _chores: Common<Head>) -> Plain<TIMES> {
         Plain { gil: Gil::new(options.switch_interval) }
     }
 
-    fn start(&self, common: Common<Head>) -> Thread<'_> {
+    fn start(&self, common: Common<Head>) -> Thread<'_, TIMES> {
         self.gil.take();
         Thread { gil: &self.gil, common }
     }
@@ -60,14 +61,14 @@ impl Scheme for Plain {
     }
 }
 
-impl Drop for Thread<'_> {
+impl<const TIMES: u64> Drop for Thread<'_, TIMES> {
     fn drop(&mut self) {
         self.gil.drop_it();
     }
 }
 
 // SAFETY: with the lock, a count is exact; a cell dies with its last reference.
-unsafe impl Mutator for Thread<'_> {
+unsafe impl<const TIMES: u64> Mutator for Thread<'_, TIMES> {
     type Head = Head;
 
     fn common(&mut self) -> &mut Common<Head> {
@@ -75,25 +76,29 @@ unsafe impl Mutator for Thread<'_> {
     }
 
     fn make(&mut self, probe: u32) -> At<Head> {
-        self.common.allocate(Head { count: PlainU64::new(1) }, probe)
+        self.common.allocate(Head { count: PlainU64::new(TIMES) }, probe)
     }
 
     #[inline(always)]
     unsafe fn increment(&mut self, cell: At<Head>) {
         // SAFETY: there is a reference.
         let count = &unsafe { cell.get() }.head.count;
-        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        for _ in 0..TIMES {
+            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
     }
 
     #[inline(always)]
     unsafe fn decrement(&mut self, cell: At<Head>) {
         // SAFETY: the caller has a reference.
         let count = &unsafe { cell.get() }.head.count;
-        let left = count.load(Ordering::Relaxed) - 1;
-        count.store(left, Ordering::Relaxed);
-        if left == 0 {
-            // SAFETY: that was the last.
-            unsafe { bury(self, cell) };
+        for _ in 0..TIMES {
+            let left = count.load(Ordering::Relaxed) - 1;
+            count.store(left, Ordering::Relaxed);
+            if left == 0 {
+                // SAFETY: that was the last.
+                return unsafe { bury(self, cell) };
+            }
         }
     }
 
