@@ -1,0 +1,314 @@
+//! What things cost, in nanoseconds, and measuring it on this machine.
+
+use std::hint::{black_box, spin_loop};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use crossbeam_utils::CachePadded;
+
+use crate::core::{Address, Buffer, Counted, Shape};
+
+/// In nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Costs {
+    /// A look at an object's header that is in the cache.
+    pub hit: f64,
+    /// A plain count on a line of one's own.
+    pub plain: f64,
+    /// A count in the thread's own table.
+    pub table: f64,
+    /// An atomic count on a line of one's own.
+    pub atomic: f64,
+    /// On top of an atomic count: the line comes from another cache.
+    pub transfer: f64,
+    /// On top of a read: the line comes from another cache. Reads do not wait for
+    /// each other, so it is less than a transfer's whole time.
+    pub read_transfer: f64,
+    /// How long a thread that counts on one line again and again keeps it when
+    /// others want it.
+    pub hold: f64,
+    /// On top of an atomic count: no private cache has the line.
+    pub fill: f64,
+    /// On top of a read: the same.
+    pub read_fill: f64,
+    /// From one thread that lets go of the GIL to the next one that runs.
+    pub handover: f64,
+}
+
+impl Costs {
+    /// Those that a machine with one CPU cannot measure, for one as servers had in
+    /// 2024; the rest is measured anyhow.
+    pub const ASSUMED: Costs = Costs {
+        hit: 0.4,
+        plain: 0.6,
+        table: 1.5,
+        atomic: 5.0,
+        transfer: 60.0,
+        read_transfer: 15.0,
+        hold: 60.0,
+        fill: 40.0,
+        read_fill: 8.0,
+        handover: 10_000.0,
+    };
+
+    /// The fields, by name, in the order of the struct.
+    pub fn named(&mut self) -> [(&'static str, &mut f64); 10] {
+        [
+            ("hit", &mut self.hit),
+            ("plain", &mut self.plain),
+            ("table", &mut self.table),
+            ("atomic", &mut self.atomic),
+            ("transfer", &mut self.transfer),
+            ("read_transfer", &mut self.read_transfer),
+            ("hold", &mut self.hold),
+            ("fill", &mut self.fill),
+            ("read_fill", &mut self.read_fill),
+            ("handover", &mut self.handover),
+        ]
+    }
+}
+
+/// Cells that single-threaded loops go round: few enough for the first cache, and
+/// so many that a count need not wait for the one before it.
+const CELLS: usize = 16;
+/// Counts of one measurement.
+const COUNTS: usize = 200_000;
+/// The fastest of so many is what an undisturbed processor does.
+const REPEATS: usize = 7;
+/// Lines that one thread writes and the other then wants.
+const HANDED: usize = 512;
+/// Phases of such a measurement.
+const PHASES: usize = 40;
+/// Lines that no cache of one core has room for.
+const FAR: usize = 1 << 20;
+/// Of these a measurement visits so many.
+const VISITED: usize = 20_000;
+/// Counts of two threads on one line.
+const HAMMERED: u64 = 100_000;
+/// Turns that two threads take.
+const TURNS: usize = 500;
+/// A kept line is never kept longer, whatever the measurements say.
+const LONGEST_HOLD: f64 = 2_000.0;
+
+/// A line to count on.
+type Cell = CachePadded<AtomicU64>;
+
+/// Measures all costs: about a second. With one CPU, what takes two is
+/// [`Costs::ASSUMED`].
+pub fn calibrate(cpus: usize) -> Costs {
+    let mut costs = Costs::ASSUMED;
+    costs.hit = fastest(read_headers);
+    costs.plain = fastest(count_plainly);
+    costs.table = fastest(count_in_a_table);
+    costs.atomic = fastest(count_atomically);
+    let far: Vec<Cell> = cells(FAR);
+    costs.fill = (fastest(|| visit(&far, count)) - costs.atomic).max(0.0);
+    costs.read_fill = (fastest(|| visit(&far, read)) - costs.hit).max(0.0);
+    drop(far);
+    if cpus > 1 {
+        costs.transfer = (hand_lines_over(count) - costs.atomic).max(1.0);
+        costs.read_transfer = (hand_lines_over(read) - costs.hit).max(1.0);
+        costs.hold = hold(costs.transfer, costs.atomic, fastest(hammer_one_line));
+        costs.handover = fastest(take_turns);
+    }
+    costs
+}
+
+/// Two threads that count on one line alternate: each time a transfer, then
+/// counts for as long as the line is kept. `contended` is what a count then takes
+/// in the mean, so
+///
+/// ```text
+/// contended = (transfer + hold) / (hold / atomic)
+/// ```
+fn hold(transfer: f64, atomic: f64, contended: f64) -> f64 {
+    let slower = (contended / atomic - 1.0).max(1e-3);
+    (transfer / slower).clamp(atomic, LONGEST_HOLD)
+}
+
+fn fastest(mut measure: impl FnMut() -> f64) -> f64 {
+    (0..REPEATS).map(|_| measure()).fold(f64::INFINITY, f64::min)
+}
+
+fn cells(count: usize) -> Vec<Cell> {
+    (0..count).map(|_| CachePadded::new(AtomicU64::new(0))).collect()
+}
+
+/// Nanoseconds of one of `times`, for all of which `work` is called.
+fn time(times: usize, work: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_nanos() as f64 / times as f64
+}
+
+fn count(cell: &AtomicU64) {
+    cell.fetch_add(1, Ordering::Relaxed);
+}
+
+fn read(cell: &AtomicU64) {
+    black_box(cell.load(Ordering::Relaxed));
+}
+
+/// One up, one down, as the pairs of a program are.
+fn round(cells: &[Cell], each: impl Fn(&AtomicU64, bool)) -> f64 {
+    let cells = black_box(cells);
+    time(COUNTS, || {
+        for pair in 0..COUNTS / 2 {
+            let cell = &cells[pair % CELLS];
+            each(cell, true);
+            each(cell, false);
+        }
+    })
+}
+
+fn read_headers() -> f64 {
+    round(&cells(CELLS), |cell, _| read(cell))
+}
+
+fn count_plainly() -> f64 {
+    round(&cells(CELLS), |cell, up| {
+        let step = if up { 1 } else { u64::MAX };
+        // Plain: one writer.
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(step), Ordering::Relaxed);
+    })
+}
+
+fn count_atomically() -> f64 {
+    round(&cells(CELLS), |cell, up| {
+        if up {
+            count(cell);
+        } else {
+            cell.fetch_sub(1, Ordering::Relaxed);
+        }
+    })
+}
+
+/// Objects that have references without end.
+enum Endless {}
+
+// SAFETY: there is nothing to touch.
+unsafe impl Counted for Endless {
+    unsafe fn add(_: Address, _: u32) {}
+
+    unsafe fn take(_: Address, _: u32) -> u32 {
+        0
+    }
+
+    unsafe fn has_others(_: Address) -> bool {
+        true
+    }
+
+    unsafe fn release(_: Address) {}
+}
+
+fn count_in_a_table() -> f64 {
+    let buffer = Buffer::new(Shape::DEFAULT);
+    let objects: Vec<Address> = (1..=CELLS).map(|n| 0x7F00_0000_0000 + n * 48).collect();
+    for object in &objects {
+        // SAFETY: these objects are only numbers, and this thread owns the buffer.
+        let _ = unsafe { buffer.increment_missed::<Endless>(*object, || true) };
+    }
+    let objects = black_box(objects);
+    time(COUNTS, || {
+        for pair in 0..COUNTS / 2 {
+            let object = objects[pair % CELLS];
+            black_box(!buffer.skips() && buffer.spend(object));
+            black_box(!buffer.skips() && buffer.refund(object));
+        }
+    })
+}
+
+/// Lines in an order that no prefetcher follows.
+fn visit(far: &[Cell], each: fn(&AtomicU64)) -> f64 {
+    // Goes on with each measurement: those of the last may be in the cache now.
+    static RANDOM: AtomicU64 = AtomicU64::new(1);
+    let mut random = RANDOM.load(Ordering::Relaxed);
+    let taken = time(VISITED, || {
+        for _ in 0..VISITED {
+            random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+            each(&far[(random >> 33) as usize % far.len()]);
+        }
+    });
+    RANDOM.store(random, Ordering::Relaxed);
+    taken
+}
+
+/// One thread writes to lines, the other then does something with each.
+fn hand_lines_over(each: fn(&AtomicU64)) -> f64 {
+    let lines = cells(HANDED);
+    // Odd: they are written; even: they may be.
+    let phase = AtomicUsize::new(0);
+    let wait_for = |wanted: usize| {
+        while phase.load(Ordering::Acquire) != wanted {
+            spin_loop();
+        }
+    };
+    // A stride that is odd meets each line once, without a pattern in memory.
+    let walk = |each: fn(&AtomicU64)| (0..HANDED).for_each(|n| each(&lines[n * 173 % HANDED]));
+    let mut best = f64::INFINITY;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for turn in 0..PHASES {
+                wait_for(2 * turn);
+                walk(count);
+                phase.store(2 * turn + 1, Ordering::Release);
+            }
+        });
+        for turn in 0..PHASES {
+            wait_for(2 * turn + 1);
+            best = best.min(time(HANDED, || walk(each)));
+            phase.store(2 * turn + 2, Ordering::Release);
+        }
+    });
+    best
+}
+
+/// Nanoseconds of a count, of both threads together.
+fn hammer_one_line() -> f64 {
+    let (cell, ready) = (&cells(1)[0], AtomicUsize::new(0));
+    let both_ended = AtomicBool::new(false);
+    let hammer = || {
+        ready.fetch_add(1, Ordering::SeqCst);
+        while ready.load(Ordering::SeqCst) < 2 {
+            spin_loop();
+        }
+        let began = Instant::now();
+        let mut done = 0u64;
+        // Until the first is done: what the other does alone is not contended.
+        while done < HAMMERED && !both_ended.load(Ordering::Relaxed) {
+            (0..64).for_each(|_| count(cell));
+            done += 64;
+        }
+        both_ended.store(true, Ordering::Relaxed);
+        (done, began.elapsed().as_nanos() as f64)
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(hammer);
+        let (mine, elapsed) = hammer();
+        let (theirs, longest) = other.join().unwrap_or((mine, elapsed));
+        elapsed.max(longest) / (mine + theirs) as f64
+    })
+}
+
+/// A lock that says whose turn it is, as CPython's GIL: a mutex and a condition.
+fn take_turns() -> f64 {
+    let (turn, changed) = (Mutex::new(0), Condvar::new());
+    let play = |own: usize| {
+        for _ in 0..TURNS {
+            let mut held = turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            while *held != own {
+                held = changed.wait(held).unwrap_or_else(|poisoned| poisoned.into_inner());
+            }
+            *held = 1 - own;
+            changed.notify_one();
+        }
+    };
+    time(2 * TURNS, || {
+        thread::scope(|scope| {
+            scope.spawn(|| play(1));
+            play(0);
+        });
+    })
+}
