@@ -9,7 +9,7 @@ use refbuf::lab::trace::{Event, Object, Thread, Trace};
 
 use Place::{Elsewhere, Here, Nowhere};
 use State::{Exclusive, Invalid, Modified, Shared};
-use Use::{Atomic, Read, Write};
+use Use::{Atomic, Read, Swap, Write};
 
 // -- caches -------------------------------------------------------------------
 
@@ -78,11 +78,11 @@ proptest! {
 
     #[test]
     fn at_most_one_cache_has_a_line_that_it_may_write(
-        uses in proptest::collection::vec((0..3usize, 0..40u32, 0..3u8), 1..300),
+        uses in proptest::collection::vec((0..3usize, 0..40u32, 0..4u8), 1..300),
     ) {
         let mut caches = Caches::new(3, 40, 16 * 64);
         for (thread, line, how) in uses {
-            let how = [Read, Write, Atomic][usize::from(how)];
+            let how = [Read, Write, Atomic, Swap][usize::from(how)];
             caches.access(thread, line, how);
             prop_assert_eq!(caches.find(thread, line, how), Here);
             for line in 0..40 {
@@ -103,7 +103,9 @@ const COSTS: Costs = Costs {
     plain: 2.0,
     table: 3.0,
     atomic: 10.0,
+    swap: 14.0,
     transfer: 90.0,
+    transfer_ahead: 40.0,
     read_transfer: 30.0,
     hold: 30.0,
     fill: 50.0,
@@ -161,7 +163,7 @@ fn one_thread_pays_for_its_instructions_alone() {
         // Both ends of each pair are seen by all.
         (Scheme::ThreadCount, 2.0 * (3.0 + 10.0), 2000.0),
         (Scheme::Deltas, 2.0 * (3.0 + 1.0), 0.0),
-        (Scheme::Biased, 2.0 * 10.0, 2000.0),
+        (Scheme::Biased, 10.0 + 14.0, 2000.0),
         (Scheme::Credits, 2.0 * (3.0 + 1.0), 0.0),
     ];
     for (scheme, ns, atomics) in expected {
@@ -201,7 +203,8 @@ fn a_line_that_is_left_at_once_is_not_kept() {
     let trace = trace(2, vec![object(0, None), object(1, None)], events);
     let outcome = run(&trace, Scheme::Atomic, 2);
     assert_near(outcome.misses_per_1000_pairs, 2000.0);
-    assert_near(outcome.ns_per_pair, 2.0 * (90.0 + 10.0));
+    // Each had another line before, and so could ask ahead.
+    assert_near(outcome.ns_per_pair, 2.0 * (40.0 + 10.0));
 }
 
 #[test]
@@ -303,7 +306,6 @@ fn costs_are_measured_and_plausible() {
     for (name, cost) in costs.named() {
         assert!(cost.is_finite() && *cost >= 0.0 && *cost < 1e6, "{name}: {cost}");
     }
-    assert!(costs.atomic > costs.hit);
 }
 
 fn step(objects: u32) -> impl Strategy<Value = Vec<Event>> {

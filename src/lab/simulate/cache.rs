@@ -36,6 +36,15 @@ pub enum Use {
     Write,
     /// One locked instruction.
     Atomic,
+    /// A load, then a locked instruction that needs what was loaded.
+    Swap,
+}
+
+impl Use {
+    /// Whether everything behind waits for it.
+    pub fn is_atomic(self) -> bool {
+        matches!(self, Use::Atomic | Use::Swap)
+    }
 }
 
 /// Where a line is, for a thread that wants to use it.

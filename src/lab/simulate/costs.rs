@@ -19,12 +19,18 @@ pub struct Costs {
     pub plain: f64,
     /// A count in the thread's own table.
     pub table: f64,
-    /// An atomic count on a line of one's own.
+    /// An atomic count on a line of one's own, by one locked instruction.
     pub atomic: f64,
-    /// On top of an atomic count: the line comes from another cache.
+    /// The same by a load and a compare-and-swap that needs what was loaded, as
+    /// CPython's decrement does it.
+    pub swap: f64,
+    /// On top of an atomic count: the line comes from another cache, and the thread
+    /// has used no other line since.
     pub transfer: f64,
-    /// On top of a read: the line comes from another cache. Reads do not wait for
-    /// each other, so it is less than a transfer's whole time.
+    /// The same, after uses of other lines: the processor has asked for this one
+    /// ahead, so that less of the time is waited for.
+    pub transfer_ahead: f64,
+    /// On top of a read: the line comes from another cache. Reads overlap, too.
     pub read_transfer: f64,
     /// How long a thread that counts on one line again and again keeps it when
     /// others want it.
@@ -45,7 +51,9 @@ impl Costs {
         plain: 0.6,
         table: 1.5,
         atomic: 5.0,
+        swap: 7.0,
         transfer: 60.0,
+        transfer_ahead: 30.0,
         read_transfer: 15.0,
         hold: 60.0,
         fill: 40.0,
@@ -54,13 +62,15 @@ impl Costs {
     };
 
     /// The fields, by name, in the order of the struct.
-    pub fn named(&mut self) -> [(&'static str, &mut f64); 10] {
+    pub fn named(&mut self) -> [(&'static str, &mut f64); 12] {
         [
             ("hit", &mut self.hit),
             ("plain", &mut self.plain),
             ("table", &mut self.table),
             ("atomic", &mut self.atomic),
+            ("swap", &mut self.swap),
             ("transfer", &mut self.transfer),
+            ("transfer_ahead", &mut self.transfer_ahead),
             ("read_transfer", &mut self.read_transfer),
             ("hold", &mut self.hold),
             ("fill", &mut self.fill),
@@ -77,6 +87,10 @@ const CELLS: usize = 16;
 const COUNTS: usize = 200_000;
 /// The fastest of so many is what an undisturbed processor does.
 const REPEATS: usize = 7;
+/// And of what two threads do, until so many are undisturbed, no more than these.
+const MOST_REPEATS: usize = 60;
+/// A thread with that share of a CPU has one.
+const ENOUGH_CPU: f64 = 0.97;
 /// Lines that one thread writes and the other then wants.
 const HANDED: usize = 512;
 /// Phases of such a measurement.
@@ -85,8 +99,10 @@ const PHASES: usize = 40;
 const FAR: usize = 1 << 20;
 /// Of these a measurement visits so many.
 const VISITED: usize = 20_000;
+/// Times that each of two threads passes a line on.
+const HANDOVERS: usize = 3_000;
 /// Counts of two threads on one line.
-const HAMMERED: u64 = 100_000;
+const HAMMERED: u64 = 20_000;
 /// Turns that two threads take.
 const TURNS: usize = 500;
 /// A kept line is never kept longer, whatever the measurements say.
@@ -103,14 +119,18 @@ pub fn calibrate(cpus: usize) -> Costs {
     costs.plain = fastest(count_plainly);
     costs.table = fastest(count_in_a_table);
     costs.atomic = fastest(count_atomically);
+    // A pair is one of each.
+    costs.swap = (2.0 * fastest(add_and_swap) - costs.atomic).max(costs.atomic);
     let far: Vec<Cell> = cells(FAR);
-    costs.fill = (fastest(|| visit(&far, count)) - costs.atomic).max(0.0);
+    costs.fill = (fastest(|| visit(&far, pair)) - costs.atomic - costs.swap).max(0.0);
     costs.read_fill = (fastest(|| visit(&far, read)) - costs.hit).max(0.0);
     drop(far);
     if cpus > 1 {
-        costs.transfer = (hand_lines_over(count) - costs.atomic).max(1.0);
-        costs.read_transfer = (hand_lines_over(read) - costs.hit).max(1.0);
-        costs.hold = hold(costs.transfer, costs.atomic, fastest(hammer_one_line));
+        let transfer = usual(hand_one_line_over);
+        costs.transfer = (transfer - costs.atomic).max(1.0);
+        costs.transfer_ahead = (usual(|| hand_lines_over(pair)) - costs.atomic - costs.swap).max(1.0);
+        costs.read_transfer = (usual(|| hand_lines_over(read)) - costs.hit).max(1.0);
+        costs.hold = hold(costs.transfer, costs.atomic, usual(hammer_one_line));
         costs.handover = fastest(take_turns);
     }
     costs
@@ -132,6 +152,82 @@ fn fastest(mut measure: impl FnMut() -> f64) -> f64 {
     (0..REPEATS).map(|_| measure()).fold(f64::INFINITY, f64::min)
 }
 
+/// Of what two threads do: the median of those measurements in which each of them
+/// had a CPU all the time, or of all, where other work never lets them.
+fn usual(mut measure: impl FnMut() -> (f64, bool)) -> f64 {
+    let (mut good, mut all) = (Vec::new(), Vec::new());
+    while good.len() < REPEATS && all.len() < MOST_REPEATS {
+        let (found, undisturbed) = measure();
+        all.push(found);
+        if undisturbed {
+            good.push(found);
+        }
+    }
+    median(if good.is_empty() { all } else { good })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// What two threads found, each on a CPU of its own where the system lets us say
+/// so, and whether both had theirs all the time.
+fn both<T: Send>(one: impl FnOnce() -> T + Send, other: impl FnOnce() -> T + Send) -> (T, T, bool) {
+    thread::scope(|scope| {
+        let one = scope.spawn(|| on_cpu(0, one));
+        let other = scope.spawn(|| on_cpu(1, other));
+        let (one, other) = (one.join().expect("it does not panic"), other.join().expect("it does not panic"));
+        (one.0, other.0, one.1 && other.1)
+    })
+}
+
+/// Works on the n-th of the CPUs; says whether it had that all the time.
+fn on_cpu<T>(n: usize, work: impl FnOnce() -> T) -> (T, bool) {
+    stay_on_cpu(n);
+    let (began, had) = (Instant::now(), cpu_seconds());
+    let result = work();
+    let wall = began.elapsed().as_secs_f64();
+    let undisturbed = cpu_seconds() - had >= ENOUGH_CPU * wall;
+    (result, undisturbed)
+}
+
+/// CPU time of the calling thread.
+fn cpu_seconds() -> f64 {
+    #[cfg(unix)]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the struct is ours.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    }
+    #[cfg(not(unix))]
+    f64::INFINITY
+}
+
+/// Keeps the calling thread on the n-th of the CPUs that it may use.
+#[cfg(target_os = "linux")]
+fn stay_on_cpu(n: usize) {
+    // SAFETY: the set is ours, plain old data, and as large as we say.
+    unsafe {
+        let size = size_of::<libc::cpu_set_t>();
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size, &mut allowed) != 0 {
+            return;
+        }
+        let cpus = (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &allowed));
+        if let Some(cpu) = cpus.into_iter().nth(n) {
+            let mut own: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut own);
+            // Where it fails, the measurement is what it is.
+            libc::sched_setaffinity(0, size, &own);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn stay_on_cpu(_n: usize) {}
+
 fn cells(count: usize) -> Vec<Cell> {
     (0..count).map(|_| CachePadded::new(AtomicU64::new(0))).collect()
 }
@@ -145,6 +241,20 @@ fn time(times: usize, work: impl FnOnce()) -> f64 {
 
 fn count(cell: &AtomicU64) {
     cell.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Up, and down by a load and a swap, as CPython's own.
+fn pair(cell: &AtomicU64) {
+    count(cell);
+    swap(cell);
+}
+
+fn swap(cell: &AtomicU64) {
+    let mut before = cell.load(Ordering::Relaxed);
+    while let Err(now) = cell.compare_exchange_weak(before, before.wrapping_sub(1), Ordering::AcqRel, Ordering::Relaxed)
+    {
+        before = now;
+    }
 }
 
 fn read(cell: &AtomicU64) {
@@ -181,6 +291,16 @@ fn count_atomically() -> f64 {
             count(cell);
         } else {
             cell.fetch_sub(1, Ordering::Relaxed);
+        }
+    })
+}
+
+fn add_and_swap() -> f64 {
+    round(&cells(CELLS), |cell, up| {
+        if up {
+            count(cell);
+        } else {
+            swap(cell);
         }
     })
 }
@@ -235,8 +355,25 @@ fn visit(far: &[Cell], each: fn(&AtomicU64)) -> f64 {
     taken
 }
 
+/// Two threads pass one line to and fro; nanoseconds of one way.
+fn hand_one_line_over() -> (f64, bool) {
+    let turn = &cells(1)[0];
+    let play = |own: u64| {
+        time(2 * HANDOVERS, || {
+            for _ in 0..HANDOVERS {
+                while turn.load(Ordering::Acquire) != own {
+                    spin_loop();
+                }
+                turn.store(1 - own, Ordering::Release);
+            }
+        })
+    };
+    let (found, _, undisturbed) = both(|| play(0), || play(1));
+    (found, undisturbed)
+}
+
 /// One thread writes to lines, the other then does something with each.
-fn hand_lines_over(each: fn(&AtomicU64)) -> f64 {
+fn hand_lines_over(each: fn(&AtomicU64)) -> (f64, bool) {
     let lines = cells(HANDED);
     // Odd: they are written; even: they may be.
     let phase = AtomicUsize::new(0);
@@ -247,26 +384,29 @@ fn hand_lines_over(each: fn(&AtomicU64)) -> f64 {
     };
     // A stride that is odd meets each line once, without a pattern in memory.
     let walk = |each: fn(&AtomicU64)| (0..HANDED).for_each(|n| each(&lines[n * 173 % HANDED]));
-    let mut best = f64::INFINITY;
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for turn in 0..PHASES {
-                wait_for(2 * turn);
-                walk(count);
-                phase.store(2 * turn + 1, Ordering::Release);
-            }
-        });
+    let write = || {
         for turn in 0..PHASES {
-            wait_for(2 * turn + 1);
-            best = best.min(time(HANDED, || walk(each)));
-            phase.store(2 * turn + 2, Ordering::Release);
+            wait_for(2 * turn);
+            walk(count);
+            phase.store(2 * turn + 1, Ordering::Release);
         }
-    });
-    best
+        Vec::new()
+    };
+    let want = || {
+        let phases = (0..PHASES).map(|turn| {
+            wait_for(2 * turn + 1);
+            let taken = time(HANDED, || walk(each));
+            phase.store(2 * turn + 2, Ordering::Release);
+            taken
+        });
+        phases.collect()
+    };
+    let (_, phases, undisturbed) = both(write, want);
+    (median(phases), undisturbed)
 }
 
 /// Nanoseconds of a count, of both threads together.
-fn hammer_one_line() -> f64 {
+fn hammer_one_line() -> (f64, bool) {
     let (cell, ready) = (&cells(1)[0], AtomicUsize::new(0));
     let both_ended = AtomicBool::new(false);
     let hammer = || {
@@ -284,12 +424,8 @@ fn hammer_one_line() -> f64 {
         both_ended.store(true, Ordering::Relaxed);
         (done, began.elapsed().as_nanos() as f64)
     };
-    thread::scope(|scope| {
-        let other = scope.spawn(hammer);
-        let (mine, elapsed) = hammer();
-        let (theirs, longest) = other.join().unwrap_or((mine, elapsed));
-        elapsed.max(longest) / (mine + theirs) as f64
-    })
+    let (one, other, undisturbed) = both(hammer, hammer);
+    (one.1.max(other.1) / (one.0 + other.0) as f64, undisturbed)
 }
 
 /// A lock that says whose turn it is, as CPython's GIL: a mutex and a condition.
@@ -306,9 +442,6 @@ fn take_turns() -> f64 {
         }
     };
     time(2 * TURNS, || {
-        thread::scope(|scope| {
-            scope.spawn(|| play(1));
-            play(0);
-        });
+        both(|| play(0), || play(1));
     })
 }

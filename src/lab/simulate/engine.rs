@@ -31,7 +31,9 @@ pub struct Prices {
     plain: Time,
     table: Time,
     atomic: Time,
+    swap: Time,
     transfer: Time,
+    transfer_ahead: Time,
     read_transfer: Time,
     hold: Time,
     fill: Time,
@@ -49,7 +51,9 @@ impl Prices {
             plain: price(costs.plain),
             table: price(costs.table),
             atomic: price(costs.atomic),
+            swap: price(costs.swap),
             transfer: price(costs.transfer),
+            transfer_ahead: price(costs.transfer_ahead),
             read_transfer: price(costs.read_transfer),
             hold: price(costs.hold),
             fill: price(costs.fill),
@@ -63,24 +67,26 @@ impl Prices {
             Use::Read => self.hit,
             Use::Write => self.plain,
             Use::Atomic => self.atomic,
+            Use::Swap => self.swap,
         }
     }
 
     /// A locked instruction waits for its line, and everything behind waits for
     /// it; others overlap.
     fn of_fill(&self, how: Use) -> Time {
-        if how == Use::Atomic {
+        if how.is_atomic() {
             self.fill
         } else {
             self.read_fill
         }
     }
 
-    fn of_transfer(&self, how: Use) -> Time {
-        if how == Use::Atomic {
-            self.transfer
-        } else {
-            self.read_transfer
+    /// `again`: the thread's use before was of this line.
+    fn of_transfer(&self, how: Use, again: bool) -> Time {
+        match (how.is_atomic(), again) {
+            (true, true) => self.transfer,
+            (true, false) => self.transfer_ahead,
+            (false, _) => self.read_transfer,
         }
     }
 }
@@ -286,6 +292,8 @@ impl<'a> Engine<'a> {
     /// Uses a line, if it may now; else the thread sleeps until its clock.
     fn use_line(&mut self, thread: usize, line: Line, how: Use) -> bool {
         let player = &mut self.players[thread];
+        let again = player.last == Some(line);
+        let transfer = self.prices.of_transfer(how, again);
         if !player.granted {
             match self.caches.find(thread, line, how) {
                 Place::Here => player.clock += self.prices.of_use(how),
@@ -296,8 +304,8 @@ impl<'a> Engine<'a> {
                 Place::Elsewhere => {
                     let from = player.clock.max(self.caches.free_at(line));
                     if how != Use::Read {
-                        let hold = if player.last == Some(line) { self.prices.hold } else { 0 };
-                        self.caches.keep_until(line, from + self.prices.of_transfer(how) + hold);
+                        let hold = if again { self.prices.hold } else { 0 };
+                        self.caches.keep_until(line, from + transfer + hold);
                     }
                     player.granted = true;
                     if from > player.clock {
@@ -310,10 +318,10 @@ impl<'a> Engine<'a> {
         if player.granted {
             player.granted = false;
             self.tally.transfers += 1;
-            self.transfer_time += self.prices.of_transfer(how);
-            player.clock += self.prices.of_transfer(how) + self.prices.of_use(how);
+            self.transfer_time += transfer;
+            player.clock += transfer + self.prices.of_use(how);
         }
-        self.tally.atomics += u64::from(how == Use::Atomic);
+        self.tally.atomics += u64::from(how.is_atomic());
         player.last = Some(line);
         self.caches.access(thread, line, how);
         true

@@ -179,11 +179,12 @@ pub fn simulate(trace: &Trace, request: &Request) -> Result<Outcome, Refusal> {
     if !slots.is_power_of_two() || slots > scheme.most_slots() {
         return Err(Refusal::Slots(slots, scheme.most_slots()));
     }
-    let Play { things, lines, parts, recorded } = Play::new(trace, threads).ok_or(Refusal::NoEvents)?;
+    let operations = request.pairs.max(1) * 2;
+    let play = Play::new(trace, threads, usize::try_from(operations).unwrap_or(usize::MAX));
+    let Play { things, lines, parts, recorded } = play.ok_or(Refusal::NoEvents)?;
     let model = scheme.model(Cast { things: &things, threads, slots, hash: request.hash });
     let prices = Prices::new(&request.costs, request.work_ns);
     let mut engine = Engine::new(&things, lines, parts, model, prices, request.cache_bytes);
-    let operations = request.pairs.max(1) * 2;
     let outcome = if scheme == Scheme::Plain {
         in_turns(&engine.take_turns(operations), request)
     } else {

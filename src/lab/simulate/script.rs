@@ -10,16 +10,16 @@
 //! a workload's trace) is foreign to all of them.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::cache::{Line, LINE_SHIFT, MOST_THREADS};
 use super::model::Thing;
-use crate::lab::trace::{Event, Trace};
+use crate::lab::trace::{Event, Object, Trace};
 
 /// From an object's address to its count, which says which line it is on
 /// (`ob_ref_shared` of a free-threaded object).
 const COUNT_OFFSET: u64 = 16;
-/// Between the addresses of an object and its next replica: nothing is so large.
+/// Between the addresses of an object and its next replica: more than a process
+/// has, and 256 of them do not come round.
 const REPLICA_DISTANCE: u64 = 1 << 47;
 
 /// One step of a thread.
@@ -33,46 +33,22 @@ pub enum Step {
     Work(u32),
 }
 
-/// What a recorded thread does, with objects numbered for replaying.
-#[derive(Debug)]
-struct Script {
-    steps: Vec<Recorded>,
-    /// Points at which the thread has dropped all that it took.
-    starts: Vec<usize>,
-    start_ns: u64,
-    privates: usize,
-}
-
-/// A step, with an object that is shared or private to the thread.
-#[derive(Clone, Copy, Debug)]
-struct Recorded {
-    step: Step,
-    is_private: bool,
-}
-
-/// A simulated thread's place in its script.
+/// A simulated thread's steps, with objects by their numbers in the play.
 #[derive(Debug)]
 pub struct Part {
-    script: Arc<Script>,
+    steps: Vec<Step>,
     at: usize,
-    /// Of its private objects: the number of the first.
-    privates: u32,
     /// When it starts.
     pub start_ns: u64,
 }
 
 impl Part {
-    /// The next step. Scripts have no end: they are gone round.
+    /// The next step. Parts have no end: they are gone round.
     #[inline]
     pub fn next_step(&mut self) -> Step {
-        let Recorded { step, is_private } = self.script.steps[self.at];
-        self.at = if self.at + 1 == self.script.steps.len() { 0 } else { self.at + 1 };
-        let base = if is_private { self.privates } else { 0 };
-        match step {
-            Step::Count(object, up) => Step::Count(base + object, up),
-            Step::Death(object) => Step::Death(base + object),
-            Step::Work(nanoseconds) => Step::Work(nanoseconds),
-        }
+        let step = self.steps[self.at];
+        self.at = if self.at + 1 == self.steps.len() { 0 } else { self.at + 1 };
+        step
     }
 }
 
@@ -89,119 +65,153 @@ pub struct Play {
     pub recorded: usize,
 }
 
-/// What is known of a recorded object before it is numbered.
+/// What is known of a recorded object.
 #[derive(Clone, Copy, Default)]
 struct Known {
     /// Recorded threads that touch it: the first, and whether there are more.
     by: Option<u16>,
     by_more: bool,
     dies: bool,
-    /// Among the shared, or among the private of its thread.
-    number: u32,
+    /// In the play: of a shared object, or of the part that is made at the moment.
+    number: Option<u32>,
 }
 
 impl Play {
-    /// For so many simulated threads; none where the trace has no events.
-    pub fn new(trace: &Trace, threads: usize) -> Option<Play> {
+    /// For so many simulated threads, which replay up to so many events each and
+    /// then go round; none where the trace has no counts.
+    pub fn new(trace: &Trace, threads: usize, events: usize) -> Option<Play> {
         assert!((1..=MOST_THREADS).contains(&threads));
-        let active = |(_, thread): &(usize, &crate::lab::trace::Thread)| {
-            thread.events.iter().any(|event| matches!(event, Event::Increment(_) | Event::Decrement(_)))
-        };
-        // No more than can be played: the others' objects are not needed.
-        let roles: Vec<usize> =
-            trace.threads.iter().enumerate().filter(active).map(|(number, _)| number).take(MOST_THREADS).collect();
+        let counts = |event: &Event| matches!(event, Event::Increment(_) | Event::Decrement(_));
+        let active = |number: &usize| trace.threads[*number].events.iter().any(counts);
+        // No more than can be played.
+        let roles: Vec<usize> = (0..trace.threads.len()).filter(active).take(MOST_THREADS).collect();
         if roles.is_empty() {
             return None;
         }
-        let (known, shared) = number_objects(trace, &roles);
-        let mut builder = Builder { trace, roles: &roles, threads, things: Vec::new(), lines: HashMap::new() };
-        for number in shared {
-            let owner = builder.owner_of(number, None);
-            builder.add(number, known[number as usize].dies, owner, 0);
-        }
-        let scripts: Vec<_> = (0..roles.len()).map(|role| Arc::new(Script::new(trace, &roles, role, &known))).collect();
-        let mut parts = Vec::with_capacity(threads);
-        for thread in 0..threads {
-            parts.push(builder.part(thread, &scripts, &known));
-        }
-        let Builder { things, lines, .. } = builder;
-        Some(Play { things, lines: lines.len(), parts, recorded: roles.len() })
+        let known = know_objects(trace, &roles);
+        let mut maker =
+            Maker { trace, roles: &roles, threads, known, things: Vec::new(), lines: HashMap::new(), used: Vec::new() };
+        let starts: Vec<_> = roles.iter().map(|role| rests(&trace.threads[*role].events)).collect();
+        let parts = (0..threads).map(|thread| maker.part(thread, &starts[thread % roles.len()], events)).collect();
+        Some(Play { things: maker.things, lines: maker.lines.len(), parts, recorded: roles.len() })
     }
 }
 
-/// Sees which objects are shared, and numbers both kinds.
-fn number_objects(trace: &Trace, roles: &[usize]) -> (Vec<Known>, Vec<u32>) {
+/// Sees who touches what.
+fn know_objects(trace: &Trace, roles: &[usize]) -> Vec<Known> {
     let mut known = vec![Known::default(); trace.objects.len()];
     for (role, number) in roles.iter().enumerate() {
         for event in &trace.threads[*number].events {
-            let (Event::Increment(object) | Event::Decrement(object) | Event::Death(object)) = *event else { continue };
+            let Some(object) = object_of(event) else { continue };
             let it = &mut known[object as usize];
             it.dies |= matches!(event, Event::Death(_));
             it.by_more |= it.by.is_some_and(|by| by != role as u16);
             it.by = it.by.or(Some(role as u16));
         }
     }
-    let mut shared = Vec::new();
-    let mut privates = vec![0; roles.len()];
-    for (number, it) in known.iter_mut().enumerate() {
-        let Some(by) = it.by else { continue };
-        if it.by_more {
-            it.number = shared.len() as u32;
-            shared.push(number as u32);
-        } else {
-            it.number = privates[usize::from(by)];
-            privates[usize::from(by)] += 1;
-        }
-    }
-    (known, shared)
+    known
 }
 
-impl Script {
-    fn new(trace: &Trace, roles: &[usize], role: usize, known: &[Known]) -> Script {
-        let thread = &trace.threads[roles[role]];
-        let (mut steps, mut starts) = (Vec::with_capacity(thread.events.len()), Vec::new());
-        let mut held = 0i64;
-        for event in &thread.events {
-            if held == 0 {
-                starts.push(steps.len());
-            }
-            let (step, object) = match *event {
-                Event::Increment(object) => (Step::Count(known[object as usize].number, true), Some(object)),
-                Event::Decrement(object) => (Step::Count(known[object as usize].number, false), Some(object)),
-                Event::Death(object) => (Step::Death(known[object as usize].number), Some(object)),
-                Event::Work(nanoseconds) => (Step::Work(nanoseconds), None),
-            };
-            held += match event {
-                Event::Increment(_) => 1,
-                Event::Decrement(_) => -1,
-                _ => 0,
-            };
-            let is_private = object.is_some_and(|object| !known[object as usize].by_more);
-            steps.push(Recorded { step, is_private });
-        }
-        let privates = known.iter().filter(|it| it.by == Some(role as u16) && !it.by_more).count();
-        Script { steps, starts, start_ns: thread.start_ns, privates }
-    }
-
-    /// Where a replica starts that is to start so far into the script: at the
-    /// nearest point before at which the thread held nothing.
-    fn start(&self, wanted: usize) -> usize {
-        let later = self.starts.partition_point(|start| *start <= wanted);
-        later.checked_sub(1).map_or(0, |before| self.starts[before])
+fn object_of(event: &Event) -> Option<u32> {
+    match *event {
+        Event::Increment(object) | Event::Decrement(object) | Event::Death(object) => Some(object),
+        Event::Work(_) => None,
     }
 }
 
-/// Adds things.
-struct Builder<'a> {
+/// Points at which the thread has dropped as many references as it has taken.
+fn rests(events: &[Event]) -> Vec<usize> {
+    let mut held = 0i64;
+    let mut rests = Vec::new();
+    for (at, event) in events.iter().enumerate() {
+        if held == 0 {
+            rests.push(at);
+        }
+        held += match event {
+            Event::Increment(_) => 1,
+            Event::Decrement(_) => -1,
+            _ => 0,
+        };
+    }
+    rests
+}
+
+/// The last of some points up to `at`; the first is 0.
+fn last_up_to(rests: &[usize], at: usize) -> usize {
+    rests[rests.partition_point(|rest| *rest <= at) - 1]
+}
+
+/// Makes parts and things.
+struct Maker<'a> {
     trace: &'a Trace,
     roles: &'a [usize],
     threads: usize,
+    known: Vec<Known>,
     things: Vec<Thing>,
     lines: HashMap<u64, Line>,
+    /// Private objects that have a number in this part.
+    used: Vec<u32>,
 }
 
-impl Builder<'_> {
-    /// The simulated thread that owns an object, which is private to `thread`, or
+impl Maker<'_> {
+    /// A simulated thread. It starts and ends, if it can, where the recorded thread
+    /// holds nothing.
+    fn part(&mut self, thread: usize, rests: &[usize], most: usize) -> Part {
+        let (role, replica) = (thread % self.roles.len(), thread / self.roles.len());
+        let recorded = &self.trace.threads[self.roles[role]];
+        let all = recorded.events.len();
+        let replicas = (self.threads - role).div_ceil(self.roles.len());
+        let from = last_up_to(rests, all * replica / replicas);
+        let mut length = all;
+        if most.max(1) < all {
+            let until = last_up_to(rests, (from + most.max(1)) % all);
+            length = match (until + all - from) % all {
+                // There is no such point, or only this one.
+                0 => most.max(1),
+                length if length > most => most.max(1),
+                length => length,
+            };
+        }
+        let counts = |at: usize| !matches!(recorded.events[(from + at) % all], Event::Work(_) | Event::Death(_));
+        if !(0..length).any(counts) {
+            // Or it would go round for ever, and count nothing.
+            length = all;
+        }
+        let events = (0..length).map(|at| recorded.events[(from + at) % all]);
+        let steps = events.map(|event| self.step(event, thread, replica)).collect();
+        for object in self.used.drain(..) {
+            self.known[object as usize].number = None;
+        }
+        Part { steps, at: 0, start_ns: recorded.start_ns }
+    }
+
+    fn step(&mut self, event: Event, thread: usize, replica: usize) -> Step {
+        match event {
+            Event::Increment(object) => Step::Count(self.number(object, thread, replica), true),
+            Event::Decrement(object) => Step::Count(self.number(object, thread, replica), false),
+            Event::Death(object) => Step::Death(self.number(object, thread, replica)),
+            Event::Work(nanoseconds) => Step::Work(nanoseconds),
+        }
+    }
+
+    /// An object's number in the play, for a thread.
+    fn number(&mut self, object: u32, thread: usize, replica: usize) -> u32 {
+        let known = self.known[object as usize];
+        if let Some(number) = known.number {
+            return number;
+        }
+        let number = self.things.len() as u32;
+        self.known[object as usize].number = Some(number);
+        if known.by_more {
+            self.add(object, None, 0);
+        } else {
+            self.used.push(object);
+            self.add(object, Some(thread), replica);
+        }
+        number
+    }
+
+    /// The simulated thread that owns an object, which is private to a thread, or
     /// shared.
     fn owner_of(&self, object: u32, private_to: Option<usize>) -> Option<u16> {
         let maker = self.trace.objects[object as usize].owner?;
@@ -212,39 +222,21 @@ impl Builder<'_> {
         }
     }
 
-    fn add(&mut self, object: u32, dies: bool, owner: Option<u16>, replica: usize) {
-        let recorded = &self.trace.objects[object as usize];
-        let address = recorded.address.wrapping_add((replica as u64).wrapping_mul(REPLICA_DISTANCE));
-        // The whole product would wrap round to the same lines.
-        let key = (address.wrapping_add(COUNT_OFFSET) >> LINE_SHIFT) ^ (replica as u64).rotate_right(8);
+    fn add(&mut self, object: u32, private_to: Option<usize>, replica: usize) {
+        let owner = self.owner_of(object, private_to);
+        let Object { address, immortal, .. } = self.trace.objects[object as usize];
+        let address = address.wrapping_add((replica as u64).wrapping_mul(REPLICA_DISTANCE));
         let next = self.lines.len() as Line;
-        let line = *self.lines.entry(key).or_insert(next);
-        self.things.push(Thing { address, line, owner, immortal: recorded.immortal, mortal: dies });
-    }
-
-    /// A simulated thread, with its private objects.
-    fn part(&mut self, thread: usize, scripts: &[Arc<Script>], known: &[Known]) -> Part {
-        let (role, replica) = (thread % self.roles.len(), thread / self.roles.len());
-        let script = Arc::clone(&scripts[role]);
-        let privates = self.things.len() as u32;
-        if script.privates > 0 {
-            for (object, it) in known.iter().enumerate() {
-                if it.by == Some(role as u16) && !it.by_more {
-                    let owner = self.owner_of(object as u32, Some(thread));
-                    self.add(object as u32, it.dies, owner, replica);
-                }
-            }
-        }
-        let replicas = (self.threads - role).div_ceil(self.roles.len());
-        let at = script.start(script.steps.len() * replica / replicas);
-        Part { at, privates, start_ns: script.start_ns, script }
+        let line = *self.lines.entry(address.wrapping_add(COUNT_OFFSET) >> LINE_SHIFT).or_insert(next);
+        let mortal = self.known[object as usize].dies;
+        self.things.push(Thing { address, line, owner, immortal, mortal });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::trace::{Object, Thread};
+    use crate::lab::trace::Thread;
 
     fn trace() -> Trace {
         let object = |address, owner| Object { address, owner, immortal: false };
@@ -264,13 +256,14 @@ mod tests {
 
     #[test]
     fn what_one_thread_touches_is_each_replicas_own() {
-        let mut play = Play::new(&trace(), 4).expect("events");
+        let mut play = Play::new(&trace(), 4, 100).expect("events");
         assert_eq!(play.recorded, 2);
         // One shared, and one for each thread.
         assert_eq!(play.things.len(), 5);
-        let owners: Vec<_> = play.things.iter().map(|thing| thing.owner).collect();
+        let things: Vec<_> = play.things.iter().map(|thing| (thing.owner, thing.address & 0xFFFF)).collect();
         // Main is not replayed; object 1 is its thread's own, in each replica.
-        assert_eq!(owners, [None, Some(0), None, Some(2), None]);
+        let expected = [(None, 0x1000), (Some(0), 0x2000), (None, 0x3000), (Some(2), 0x2000), (None, 0x3000)];
+        assert_eq!(things, expected);
         assert_eq!(play.lines, 5);
         let steps: Vec<_> = (0..4).map(|_| play.parts[0].next_step()).collect();
         let expected = [(0, true), (0, false), (1, true), (1, false)].map(|(object, up)| Step::Count(object, up));
@@ -286,8 +279,17 @@ mod tests {
         let mut trace = trace();
         trace.threads.truncate(2);
         trace.threads[1].events = events;
-        let mut play = Play::new(&trace, 2).expect("events");
-        assert_eq!(play.parts[1].next_step(), Step::Count(play.parts[1].privates, true));
+        let mut play = Play::new(&trace, 2, 100).expect("events");
+        assert_eq!(play.parts[1].next_step(), Step::Count(1, true));
+    }
+
+    #[test]
+    fn a_part_ends_where_its_thread_holds_nothing() {
+        let mut trace = trace();
+        let events = &mut trace.threads[1].events;
+        *events = events.iter().copied().cycle().take(40).collect();
+        let steps = |most| Play::new(&trace, 1, most).expect("events").parts[0].steps.len();
+        assert_eq!([40, 39, 11, 10, 1, 0].map(steps), [40, 38, 10, 10, 1, 1]);
     }
 
     #[test]
@@ -296,6 +298,6 @@ mod tests {
         for thread in &mut trace.threads {
             thread.events = vec![Event::Work(5)];
         }
-        assert!(Play::new(&trace, 1).is_none());
+        assert!(Play::new(&trace, 1, 100).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Biased counts, as in CPython 3.13t: the object's owner counts plainly in one
 //! field, all others atomically in another of the same line.
 //!
-//! A decrement by another thread that finds no shared reference queues the object
+//! An increment is one locked instruction; a decrement loads, and swaps. A decrement by another thread that finds no shared reference queues the object
 //! for its owner, which costs a second atomic operation (the queue's lock), once
 //! for each object; that the owner then merges the fields is not simulated.
 //! Source: `_Py_DecRefSharedDebug` in Objects/object.c, Python/brc.c.
@@ -39,7 +39,7 @@ impl Model for Biased<'_> {
             fields.local += step;
             return plan.touch(thing.line, Use::Write);
         }
-        plan.touch(thing.line, Use::Atomic);
+        plan.touch(thing.line, if up { Use::Atomic } else { Use::Swap });
         if !up && fields.shared == 0 && !fields.queued {
             fields.queued = true;
             plan.touch(thing.line, Use::Atomic);

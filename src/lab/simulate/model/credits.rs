@@ -50,7 +50,7 @@ unsafe impl Counted for Simulated {
         with(object, |counts, number| {
             // The last reference is for `release`.
             let taken = (counts.references[number as usize] - 1).clamp(0, n.into());
-            counts.add(number, -taken, Use::Atomic);
+            counts.add(number, -taken, Use::Swap);
             n - taken as u32
         })
     }
@@ -63,7 +63,7 @@ unsafe impl Counted for Simulated {
     }
 
     unsafe fn release(object: Address) {
-        with(object, |counts, number| counts.add(number, -1, Use::Atomic));
+        with(object, |counts, number| counts.add(number, -1, Use::Swap));
     }
 }
 
