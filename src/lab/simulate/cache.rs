@@ -75,6 +75,8 @@ pub enum State {
 struct Copies {
     /// When the next transfer may begin, in picoseconds.
     free_at: u64,
+    /// When its last use ended.
+    used_at: u64,
     /// Who has a copy, a bit each.
     holders: [u64; MOST_THREADS / 64],
     /// Who has the only copy, if it knows so.
@@ -116,7 +118,7 @@ impl Caches {
     /// Empty caches of so many threads and bytes each, over so many lines.
     pub fn new(threads: usize, lines: usize, bytes: usize) -> Caches {
         assert!(threads <= MOST_THREADS);
-        let copies = Copies { free_at: 0, holders: [0; MOST_THREADS / 64], only: NOBODY, modified: false };
+        let copies = Copies { free_at: 0, used_at: 0, holders: [0; MOST_THREADS / 64], only: NOBODY, modified: false };
         let room = (bytes >> LINE_SHIFT).max(WAYS);
         let sets = 1 << (room / WAYS).ilog2();
         let bounded = lines > room;
@@ -164,6 +166,16 @@ impl Caches {
     pub fn keep_until(&mut self, line: Line, time: u64) {
         let free_at = &mut self.lines[line as usize].free_at;
         *free_at = time.max(*free_at);
+    }
+
+    /// When the last use of the line ended.
+    pub fn used_at(&self, line: Line) -> u64 {
+        self.lines[line as usize].used_at
+    }
+
+    /// A use of the line ends then.
+    pub fn use_until(&mut self, line: Line, time: u64) {
+        self.lines[line as usize].used_at = time;
     }
 
     /// The thread uses the line; it is in its cache afterwards.

@@ -19,22 +19,30 @@ pub struct Costs {
     pub plain: f64,
     /// A count in the thread's own table.
     pub table: f64,
+    /// On top, where a look in the table ends otherwise than the one before: the
+    /// processor has not foreseen it.
+    pub surprise: f64,
     /// An atomic count on a line of one's own, by one locked instruction.
     pub atomic: f64,
     /// The same by a load and a compare-and-swap that needs what was loaded, as
-    /// CPython's decrement does it.
+    /// CPython's decrement does it; right after another count on the line.
     pub swap: f64,
+    /// The same, after uses of other lines.
+    pub swap_apart: f64,
     /// On top of an atomic count: the line comes from another cache, and the thread
     /// has used no other line since.
     pub transfer: f64,
-    /// The same, after uses of other lines: the processor has asked for this one
-    /// ahead, so that less of the time is waited for.
+    /// The same, after uses of other lines, if nobody has used this one for as long
+    /// as a transfer takes: the processor has asked for it ahead, so that less of the
+    /// time is waited for. If somebody has, what was asked for is gone again.
     pub transfer_ahead: f64,
     /// On top of a read: the line comes from another cache. Reads overlap, too.
     pub read_transfer: f64,
     /// How long a thread that counts on one line again and again keeps it when
-    /// others want it.
+    /// others want it, with one locked instruction after the other.
     pub hold: f64,
+    /// The same, where each count looks at the line first, as CPython's does.
+    pub hold_looked: f64,
     /// On top of an atomic count: no private cache has the line.
     pub fill: f64,
     /// On top of a read: the same.
@@ -50,29 +58,35 @@ impl Costs {
         hit: 0.4,
         plain: 0.6,
         table: 1.5,
+        surprise: 5.0,
         atomic: 5.0,
         swap: 7.0,
+        swap_apart: 5.0,
         transfer: 60.0,
         transfer_ahead: 30.0,
         read_transfer: 15.0,
-        hold: 60.0,
+        hold: 20.0,
+        hold_looked: 15.0,
         fill: 40.0,
         read_fill: 8.0,
         handover: 10_000.0,
     };
 
     /// The fields, by name, in the order of the struct.
-    pub fn named(&mut self) -> [(&'static str, &mut f64); 12] {
+    pub fn named(&mut self) -> [(&'static str, &mut f64); 15] {
         [
             ("hit", &mut self.hit),
             ("plain", &mut self.plain),
             ("table", &mut self.table),
+            ("surprise", &mut self.surprise),
             ("atomic", &mut self.atomic),
             ("swap", &mut self.swap),
+            ("swap_apart", &mut self.swap_apart),
             ("transfer", &mut self.transfer),
             ("transfer_ahead", &mut self.transfer_ahead),
             ("read_transfer", &mut self.read_transfer),
             ("hold", &mut self.hold),
+            ("hold_looked", &mut self.hold_looked),
             ("fill", &mut self.fill),
             ("read_fill", &mut self.read_fill),
             ("handover", &mut self.handover),
@@ -93,7 +107,9 @@ const MOST_REPEATS: usize = 60;
 const ENOUGH_CPU: f64 = 0.97;
 /// Lines that one thread writes and the other then wants.
 const HANDED: usize = 512;
-/// Phases of such a measurement.
+/// Rounds that two threads make over these lines.
+const ROUNDS: usize = 20;
+/// Phases of a measurement in which one thread writes, and the other reads.
 const PHASES: usize = 40;
 /// Lines that no cache of one core has room for.
 const FAR: usize = 1 << 20;
@@ -121,6 +137,8 @@ pub fn calibrate(cpus: usize) -> Costs {
     costs.atomic = fastest(count_atomically);
     // A pair is one of each.
     costs.swap = (2.0 * fastest(add_and_swap) - costs.atomic).max(costs.atomic);
+    costs.swap_apart = (2.0 * fastest(add_all_and_swap_all) - costs.atomic).max(costs.atomic);
+    costs.surprise = fastest(|| surprise(costs.table, costs.atomic));
     let far: Vec<Cell> = cells(FAR);
     costs.fill = (fastest(|| visit(&far, pair)) - costs.atomic - costs.swap).max(0.0);
     costs.read_fill = (fastest(|| visit(&far, read)) - costs.hit).max(0.0);
@@ -128,24 +146,27 @@ pub fn calibrate(cpus: usize) -> Costs {
     if cpus > 1 {
         let transfer = usual(hand_one_line_over);
         costs.transfer = (transfer - costs.atomic).max(1.0);
-        costs.transfer_ahead = (usual(|| hand_lines_over(pair)) - costs.atomic - costs.swap).max(1.0);
+        costs.transfer_ahead = (usual(count_on_the_same_lines) - costs.atomic - costs.swap).max(1.0);
         costs.read_transfer = (usual(|| hand_lines_over(read)) - costs.hit).max(1.0);
-        costs.hold = hold(costs.transfer, costs.atomic, usual(hammer_one_line));
+        costs.hold = hold(costs.transfer, costs.atomic, usual(|| hammer_one_line(two_counts)));
+        let alone = (costs.atomic + costs.swap) / 2.0;
+        costs.hold_looked = hold(costs.transfer, alone, usual(|| hammer_one_line(look_and_pair)));
         costs.handover = fastest(take_turns);
     }
     costs
 }
 
-/// Two threads that count on one line alternate: each time a transfer, then
-/// counts for as long as the line is kept. `contended` is what a count then takes
-/// in the mean, so
+/// Two threads that count on one line alternate: each time a transfer, then counts
+/// for as long as the line is kept, which begin one after the other until it goes:
+/// in the mean half a count more than the time has room for. `contended` is what a
+/// count then takes, so
 ///
 /// ```text
-/// contended = (transfer + hold) / (hold / atomic)
+/// contended = (transfer + hold) / (hold / count + 1/2)
 /// ```
-fn hold(transfer: f64, atomic: f64, contended: f64) -> f64 {
-    let slower = (contended / atomic - 1.0).max(1e-3);
-    (transfer / slower).clamp(atomic, LONGEST_HOLD)
+fn hold(transfer: f64, count: f64, contended: f64) -> f64 {
+    let slower = (contended / count - 1.0).max(1e-3);
+    ((transfer - contended / 2.0) / slower).clamp(count / 2.0, LONGEST_HOLD)
 }
 
 fn fastest(mut measure: impl FnMut() -> f64) -> f64 {
@@ -249,6 +270,21 @@ fn pair(cell: &AtomicU64) {
     swap(cell);
 }
 
+/// The same, and each looks at the line first, and at what it finds.
+fn look_and_pair(cell: &AtomicU64) {
+    if cell.load(Ordering::Relaxed) != u64::MAX {
+        count(cell);
+    }
+    if cell.load(Ordering::Relaxed) != u64::MAX {
+        swap(cell);
+    }
+}
+
+fn two_counts(cell: &AtomicU64) {
+    count(cell);
+    count(cell);
+}
+
 fn swap(cell: &AtomicU64) {
     let mut before = cell.load(Ordering::Relaxed);
     while let Err(now) = cell.compare_exchange_weak(before, before.wrapping_sub(1), Ordering::AcqRel, Ordering::Relaxed)
@@ -305,6 +341,18 @@ fn add_and_swap() -> f64 {
     })
 }
 
+/// As calls do with their constants: all up, then all down.
+fn add_all_and_swap_all() -> f64 {
+    let cells = cells(CELLS);
+    let cells = black_box(&cells);
+    time(COUNTS, || {
+        for _ in 0..COUNTS / (2 * CELLS) {
+            cells.iter().for_each(|cell| count(cell));
+            cells.iter().for_each(|cell| swap(cell));
+        }
+    })
+}
+
 /// Objects that have references without end.
 enum Endless {}
 
@@ -338,6 +386,42 @@ fn count_in_a_table() -> f64 {
             black_box(!buffer.skips() && buffer.refund(object));
         }
     })
+}
+
+/// A table with one pair of slots, and a third object that is not let in, in an
+/// order that nothing foresees: what is not look-ups and atomic counts is surprise.
+fn surprise(table: f64, atomic: f64) -> f64 {
+    let buffer = Buffer::new(Shape { slots: 2, ..Shape::DEFAULT });
+    let objects: [Address; 3] = [0x7F00_0000_0000, 0x7F00_0000_0040, 0x7F00_0000_0080];
+    for object in &objects[..2] {
+        // SAFETY: these objects are only numbers, and this thread owns the buffer.
+        let _ = unsafe { buffer.increment_missed::<Endless>(*object, || true) };
+    }
+    let mut random = 1u64;
+    let order: Vec<usize> = (0..COUNTS / 2)
+        .map(|_| {
+            random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+            // The third for one in four.
+            [0, 1, 2, 0, 1, 2, 0, 1][(random >> 61) as usize]
+        })
+        .collect();
+    let misses = order.iter().filter(|object| **object == 2).count() as f64;
+    let surprises = order.windows(2).filter(|two| (two[0] == 2) != (two[1] == 2)).count() as f64;
+    let cell = &cells(1)[0];
+    let taken = time(1, || {
+        for object in black_box(&order) {
+            let object = objects[*object];
+            if buffer.skips() || !buffer.spend(object) {
+                black_box(buffer.denies(object));
+                count(cell);
+            }
+            if buffer.skips() || !buffer.refund(object) {
+                black_box(buffer.denies(object));
+                count(cell);
+            }
+        }
+    });
+    ((taken - COUNTS as f64 * table - 2.0 * misses * atomic) / surprises).max(0.0)
 }
 
 /// Lines in an order that no prefetcher follows.
@@ -405,20 +489,42 @@ fn hand_lines_over(each: fn(&AtomicU64)) -> (f64, bool) {
     (median(phases), undisturbed)
 }
 
-/// Nanoseconds of a count, of both threads together.
-fn hammer_one_line() -> (f64, bool) {
+/// Two threads count on the same lines, in the same order, half a round apart: each
+/// line comes from the other thread, which is at work meanwhile. Nanoseconds of a
+/// pair.
+fn count_on_the_same_lines() -> (f64, bool) {
+    let (lines, ready) = (cells(HANDED), AtomicUsize::new(0));
+    let play = |from: usize| {
+        meet(&ready);
+        time(ROUNDS * HANDED, || {
+            for n in 0..ROUNDS * HANDED {
+                look_and_pair(&lines[(n * 173 + from) % HANDED]);
+            }
+        })
+    };
+    let (one, other, undisturbed) = both(|| play(0), || play(HANDED / 2));
+    ((one + other) / 2.0, undisturbed)
+}
+
+/// Waits until the other thread is here.
+fn meet(ready: &AtomicUsize) {
+    ready.fetch_add(1, Ordering::SeqCst);
+    while ready.load(Ordering::SeqCst) < 2 {
+        spin_loop();
+    }
+}
+
+/// Nanoseconds of a count, of both threads together; `each` counts twice.
+fn hammer_one_line(each: fn(&AtomicU64)) -> (f64, bool) {
     let (cell, ready) = (&cells(1)[0], AtomicUsize::new(0));
     let both_ended = AtomicBool::new(false);
     let hammer = || {
-        ready.fetch_add(1, Ordering::SeqCst);
-        while ready.load(Ordering::SeqCst) < 2 {
-            spin_loop();
-        }
+        meet(&ready);
         let began = Instant::now();
         let mut done = 0u64;
         // Until the first is done: what the other does alone is not contended.
         while done < HAMMERED && !both_ended.load(Ordering::Relaxed) {
-            (0..64).for_each(|_| count(cell));
+            (0..32).for_each(|_| each(cell));
             done += 64;
         }
         both_ended.store(true, Ordering::Relaxed);

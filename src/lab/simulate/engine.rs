@@ -24,18 +24,25 @@ use super::script::{Part, Step};
 /// Picoseconds.
 type Time = u64;
 
+/// Steps of `GOLDEN` modulo this visit it evenly (the golden ratio: Weyl, Knuth).
+const SPREAD: Time = 1024;
+const GOLDEN: Time = 633;
+
 /// Costs in picoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Prices {
     hit: Time,
     plain: Time,
     table: Time,
+    surprise: Time,
     atomic: Time,
     swap: Time,
+    swap_apart: Time,
     transfer: Time,
     transfer_ahead: Time,
     read_transfer: Time,
     hold: Time,
+    hold_looked: Time,
     fill: Time,
     read_fill: Time,
     /// Other work beside each operation.
@@ -50,24 +57,29 @@ impl Prices {
             hit: price(costs.hit),
             plain: price(costs.plain),
             table: price(costs.table),
+            surprise: price(costs.surprise),
             atomic: price(costs.atomic),
             swap: price(costs.swap),
+            swap_apart: price(costs.swap_apart),
             transfer: price(costs.transfer),
             transfer_ahead: price(costs.transfer_ahead),
             read_transfer: price(costs.read_transfer),
             hold: price(costs.hold),
+            hold_looked: price(costs.hold_looked),
             fill: price(costs.fill),
             read_fill: price(costs.read_fill),
             work: price(work_ns) / 2,
         }
     }
 
-    fn of_use(&self, how: Use) -> Time {
+    /// `again`: the thread's use before was of this line.
+    fn of_use(&self, how: Use, again: bool) -> Time {
         match how {
             Use::Read => self.hit,
             Use::Write => self.plain,
             Use::Atomic => self.atomic,
-            Use::Swap => self.swap,
+            Use::Swap if again => self.swap,
+            Use::Swap => self.swap_apart,
         }
     }
 
@@ -81,12 +93,13 @@ impl Prices {
         }
     }
 
-    /// `again`: the thread's use before was of this line.
-    fn of_transfer(&self, how: Use, again: bool) -> Time {
-        match (how.is_atomic(), again) {
-            (true, true) => self.transfer,
-            (true, false) => self.transfer_ahead,
-            (false, _) => self.read_transfer,
+    /// `idle`: for so long nobody has used the line. What the processor has asked for
+    /// ahead is gone again, if somebody has.
+    fn of_transfer(&self, how: Use, again: bool, idle: Time) -> Time {
+        match how.is_atomic() {
+            true if again || idle < self.transfer => self.transfer,
+            true => self.transfer_ahead,
+            false => self.read_transfer,
         }
     }
 }
@@ -132,6 +145,8 @@ struct Player {
     used: usize,
     /// The next line may be transferred now.
     granted: bool,
+    /// How the look in the table before ended.
+    hit: bool,
     /// The line of the use before.
     last: Option<Line>,
 }
@@ -157,6 +172,8 @@ pub struct Engine<'a> {
     prices: Prices,
     tally: Tally,
     transfer_time: Time,
+    /// Below [`SPREAD`]: see its use.
+    spread: Time,
     /// References that the operations so far make, for each object.
     net: Vec<i64>,
 }
@@ -178,11 +195,12 @@ impl<'a> Engine<'a> {
             plan: Plan::default(),
             used: 0,
             granted: false,
+            hit: true,
             last: None,
         };
         let players = parts.into_iter().map(player).collect();
         let net = things.iter().map(Thing::references).collect();
-        Engine { things, model, players, caches, prices, tally: Tally::default(), transfer_time: 0, net }
+        Engine { things, model, players, caches, prices, tally: Tally::default(), transfer_time: 0, spread: 0, net }
     }
 
     /// So many operations of all threads together; measures the second half.
@@ -284,46 +302,61 @@ impl<'a> Engine<'a> {
             self.model.count(thread, object, up, &mut player.plan);
         }
         player.clock += self.prices.work + Time::from(player.plan.table) * self.prices.table;
+        if player.plan.table > 0 && player.plan.hit != player.hit {
+            player.hit = player.plan.hit;
+            player.clock += self.prices.surprise;
+        }
         self.tally.operations += 1;
         self.tally.wanted += u64::from(player.plan.wanted);
         self.tally.hits += u64::from(player.plan.hit);
     }
 
+    /// How long a thread keeps a line that it asks for again. Spread evenly, half a
+    /// use up and down: else all would have room for the same whole number of uses.
+    fn hold(&mut self, thread: usize, this_use: Time) -> Time {
+        let looks = self.players[thread].plan.looks;
+        let hold = if looks { self.prices.hold_looked } else { self.prices.hold };
+        self.spread = (self.spread + GOLDEN) % SPREAD;
+        (hold + this_use * self.spread / SPREAD).saturating_sub(this_use / 2)
+    }
+
     /// Uses a line, if it may now; else the thread sleeps until its clock.
     fn use_line(&mut self, thread: usize, line: Line, how: Use) -> bool {
-        let player = &mut self.players[thread];
-        let again = player.last == Some(line);
-        let transfer = self.prices.of_transfer(how, again);
-        if !player.granted {
-            match self.caches.find(thread, line, how) {
-                Place::Here => player.clock += self.prices.of_use(how),
-                Place::Nowhere => {
-                    self.tally.fills += 1;
-                    player.clock += self.prices.of_fill(how) + self.prices.of_use(how);
-                }
-                Place::Elsewhere => {
-                    let from = player.clock.max(self.caches.free_at(line));
-                    if how != Use::Read {
-                        let hold = if again { self.prices.hold } else { 0 };
-                        self.caches.keep_until(line, from + transfer + hold);
-                    }
-                    player.granted = true;
-                    if from > player.clock {
-                        player.clock = from;
-                        return false;
-                    }
-                }
+        let Player { clock, last, granted, .. } = self.players[thread];
+        let again = last == Some(line);
+        let idle = clock.saturating_sub(self.caches.used_at(line));
+        let transfer = self.prices.of_transfer(how, again, idle);
+        let this_use = self.prices.of_use(how, again);
+        let place = if granted { Place::Elsewhere } else { self.caches.find(thread, line, how) };
+        let waits = match place {
+            Place::Here => 0,
+            Place::Nowhere => {
+                self.tally.fills += 1;
+                self.prices.of_fill(how)
             }
-        }
-        if player.granted {
-            player.granted = false;
-            self.tally.transfers += 1;
-            self.transfer_time += transfer;
-            player.clock += transfer + self.prices.of_use(how);
-        }
+            Place::Elsewhere => {
+                let from = clock.max(self.caches.free_at(line));
+                if !granted && how != Use::Read {
+                    let hold = if again { self.hold(thread, this_use) } else { 0 };
+                    self.caches.keep_until(line, from + transfer + hold);
+                }
+                if !granted && from > clock {
+                    self.players[thread].granted = true;
+                    self.players[thread].clock = from;
+                    return false;
+                }
+                self.tally.transfers += 1;
+                self.transfer_time += transfer;
+                transfer
+            }
+        };
         self.tally.atomics += u64::from(how.is_atomic());
+        let player = &mut self.players[thread];
+        player.granted = false;
         player.last = Some(line);
+        player.clock += waits + this_use;
         self.caches.access(thread, line, how);
+        self.caches.use_until(line, player.clock);
         true
     }
 }

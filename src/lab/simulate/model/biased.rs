@@ -35,6 +35,7 @@ impl Model for Biased<'_> {
     fn count(&mut self, thread: usize, object: u32, up: bool, plan: &mut Plan) {
         let (thing, fields) = (&self.things[object as usize], &mut self.fields[object as usize]);
         let step = if up { 1 } else { -1 };
+        plan.looks = true;
         if thing.owner == Some(thread as u16) {
             fields.local += step;
             return plan.touch(thing.line, Use::Write);

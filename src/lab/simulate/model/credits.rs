@@ -107,6 +107,7 @@ fn lend<T>(counts: &mut Counts, work: impl FnOnce() -> T) -> T {
 impl Model for Credits<'_> {
     fn count(&mut self, thread: usize, object: u32, up: bool, plan: &mut Plan) {
         let thing = &self.things[object as usize];
+        plan.looks = true;
         if thing.owner == Some(thread as u16) {
             self.counts.references[object as usize] += if up { 1 } else { -1 };
             return plan.touch(thing.line, Use::Write);

@@ -45,6 +45,7 @@ impl<'a> Deltas<'a> {
 impl Model for Deltas<'_> {
     fn count(&mut self, thread: usize, object: u32, up: bool, plan: &mut Plan) {
         let thing = &self.things[object as usize];
+        plan.looks = true;
         let step = if up { 1 } else { -1 };
         let promoted = &mut self.promoted[object as usize];
         if !*promoted && thing.owner == Some(thread as u16) {

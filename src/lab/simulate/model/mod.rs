@@ -61,6 +61,8 @@ pub struct Plan {
     pub hit: bool,
     /// The operation wanted the table.
     pub wanted: bool,
+    /// What it does to the object depends on what it sees there.
+    pub looks: bool,
 }
 
 impl Plan {
@@ -70,6 +72,7 @@ impl Plan {
         self.table = 0;
         self.hit = false;
         self.wanted = false;
+        self.looks = false;
     }
 
     /// Looks at the header, or counts in it: the two are one use of the line.
