@@ -32,7 +32,16 @@ CHECK = {
     "error",
     "undisturbed",
 }
-META = {"costs", "given_costs", "assumptions", "cache_kib", "turn_ms", "work_ns", "recorded_threads", "command"}
+META = {
+    "costs",
+    "given_costs",
+    "assumptions",
+    "cache_kib",
+    "turn_ms",
+    "work_ns",
+    "recorded_threads",
+    "command",
+}
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +122,9 @@ def test_tables_are_reported_over_sizes_and_hashes(simulate, traces):
     arguments = ("--trace", traces("zipf"), "--threads", "2", "--schemes", "credits", "--no-validate")
     _, results = simulate(*arguments, "--slots", "2048,1024,16", "--hash", "shift,multiply")
     cells = [(row["scheme"], row["hash"], row["slots"]) for row in results["tables"]]
-    assert cells == [("deltas", name, size) for name in ("shift", "multiply") for size in (2048, 1024, 16)] + [
-        ("credits", name, size) for name in ("shift", "multiply") for size in (1024, 16)
-    ]
+    assert cells == [
+        ("deltas", name, size) for name in ("shift", "multiply") for size in (2048, 1024, 16)
+    ] + [("credits", name, size) for name in ("shift", "multiply") for size in (1024, 16)]
     rates = {(row["scheme"], row["hash"], row["slots"]): row["hit_rate"] for row in results["tables"]}
     assert rates["credits", "multiply", 1024] > rates["credits", "multiply", 16] + 0.1
     # The curves have the first that credits can use.
@@ -123,7 +132,9 @@ def test_tables_are_reported_over_sizes_and_hashes(simulate, traces):
 
 
 def test_estimates_stand_beside_what_real_threads_measure(simulate, traces):
-    out, results = simulate("--trace", traces("shared"), "--threads", "1", "--schemes", "credits", timeout=120)
+    out, results = simulate(
+        "--trace", traces("shared"), "--threads", "1", "--schemes", "credits", timeout=120
+    )
     assert all(set(check) == CHECK for check in results["validation"])
     schemes = {"biased": "stock", "credits": "refbuf"} if BUFFERED else {"plain": "stock"}
     assert {check["scheme"]: check["variant"] for check in results["validation"]} == schemes
@@ -180,7 +191,17 @@ def test_a_picture_is_drawn(simulate, traces, tmp_path):
     ],
 )
 def test_bad_usage_is_status_2(run_process, traces, arguments):
-    command = [sys.executable, "-P", "-m", "refbuf", "lab", "simulate", "--trace", traces("shared"), *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "refbuf",
+        "lab",
+        "simulate",
+        "--trace",
+        traces("shared"),
+        *arguments,
+    ]
     run_process(command, returncode=2, stderr=None)
 
 

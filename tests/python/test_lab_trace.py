@@ -99,7 +99,7 @@ def test_damaged_content_is_a_value_error():
     content, _ = record("shared", [Plain()])
     for at, cut in itertools.product(range(10, len(content), 7), (True, False)):
         damaged = content[:at] if cut else content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
-        with pytest.raises(ValueError, match="it "):
+        with pytest.raises(ValueError, match="it"):
             Trace(damaged)
 
 

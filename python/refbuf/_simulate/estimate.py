@@ -121,9 +121,7 @@ def tables(
     return rows
 
 
-def _row(
-    trace: Trace, scheme: str, threads: int, slots: int | None, hash_name: str, setting: Setting
-) -> Row:
+def _row(trace: Trace, scheme: str, threads: int, slots: int | None, hash_name: str, setting: Setting) -> Row:
     outcome = trace.simulate(
         scheme,
         threads=threads,

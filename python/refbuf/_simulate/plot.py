@@ -34,7 +34,14 @@ def draw(rows: Sequence[Row], meta: dict[str, Any], suffix: str) -> bytes:
     # From 0, which most schemes reach somewhere.
     right.set_yscale("symlog", linthresh=0.1)
     right.set_ylim(bottom=0)
-    figure.text(0.012, 0.975, "Reference counting over threads: a simulation", fontsize=13, fontweight="bold", va="top")
+    figure.text(
+        0.012,
+        0.975,
+        "Reference counting over threads: a simulation",
+        fontsize=13,
+        fontweight="bold",
+        va="top",
+    )
     about = f"{meta['workload'] or meta['trace']}; costs of {meta['cpu']}; refbuf {meta['version']}"
     figure.text(0.012, 0.905, about, fontsize=8.5, color="#555555", va="top")
     handles, labels = left.get_legend_handles_labels()
@@ -48,7 +55,9 @@ def draw(rows: Sequence[Row], meta: dict[str, Any], suffix: str) -> bytes:
 def _curves(axes: Axes, rows: Sequence[Row], values: Sequence[float]) -> None:
     threads = sorted({row.threads for row in rows})
     for scheme in dict.fromkeys(row.scheme for row in rows):
-        points = [(row.threads, value) for row, value in zip(rows, values, strict=True) if row.scheme == scheme]
+        points = [
+            (row.threads, value) for row, value in zip(rows, values, strict=True) if row.scheme == scheme
+        ]
         axes.plot(*zip(*points, strict=True), label=scheme, linewidth=1.8, markersize=5, **_STYLES[scheme])
     axes.set_xscale("log", base=2)
     axes.set_xticks(threads, [str(count) for count in threads], minor=False)

@@ -82,7 +82,9 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
 
 def curve_table(rows: Sequence[Row]) -> Table:
     """Schemes over threads."""
-    made = _table("scheme", "threads", "ns per\npair", "scaling", "misses per\n1,000 pairs", "atomics per\n1,000 pairs")
+    made = _table(
+        "scheme", "threads", "ns per\npair", "scaling", "misses per\n1,000 pairs", "atomics per\n1,000 pairs"
+    )
     before = None
     for row in rows:
         if before not in (None, row.scheme):
@@ -108,14 +110,25 @@ def slot_table(rows: Sequence[Row]) -> Table:
             made.add_section()
         rate = "-" if row.hit_rate is None else f"{row.hit_rate:.2%}"
         atomics = f"{row.atomics_per_1000_pairs:,.2f}"
-        made.add_row("" if before == row.scheme else row.scheme, row.hash or "", str(row.slots), rate, atomics)
+        made.add_row(
+            "" if before == row.scheme else row.scheme, row.hash or "", str(row.slots), rate, atomics
+        )
         before = row.scheme
     return made
 
 
 def check_table(checks: Sequence[Check]) -> Table:
     """Estimates beside measurements."""
-    made = _table("scheme", "measured as", "threads", "estimated\nns", "measured\nns", "error", "undisturbed\nruns", texts=2)
+    made = _table(
+        "scheme",
+        "measured as",
+        "threads",
+        "estimated\nns",
+        "measured\nns",
+        "error",
+        "undisturbed\nruns",
+        texts=2,
+    )
     for check in checks:
         made.add_row(
             check.scheme,

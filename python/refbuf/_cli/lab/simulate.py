@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ... import __version__, workloads
+from ... import workloads
 from ..._bench import machine
 from ..._refbuf import HASHES, MOST_SIMULATED_THREADS, SCHEMES, TABLES, Trace, calibrate
 from ..._simulate.estimate import Check, Row, Setting, Unbalanced, check, curves, tables
@@ -16,7 +16,7 @@ from ..files import check_installed, check_writable, picture_kind, read, write
 
 COMMAND = "lab simulate"
 
-DESCRIPTION = f"""Replays a trace through each scheme ({', '.join(SCHEMES)})
+DESCRIPTION = f"""Replays a trace through each scheme ({", ".join(SCHEMES)})
 on a model of private caches, each core with one. Prints the costs it stands on, measured
 here, and everything else that it assumes; then, over numbers of threads: the
 estimated time of a pair, scaling, coherence misses (a line that another cache
@@ -53,7 +53,11 @@ def main(arguments: Sequence[str]) -> int:
 
     workload = trace.about.get("workload")
     cpus = machine.cpus()
-    real = [count for count in (1, 2) if count <= cpus] if options.validate and workload in workloads.WORKLOADS else []
+    real = (
+        [count for count in (1, 2) if count <= cpus]
+        if options.validate and workload in workloads.WORKLOADS
+        else []
+    )
     bare_ns = _bare_ns(trace)
     costs = calibrate(cpus) | given
     cache_kib = options.cache_kib or _cache_kib()
@@ -78,7 +82,9 @@ def main(arguments: Sequence[str]) -> int:
         "cache_kib": cache_kib,
         "turn_ms": sys.getswitchinterval() * 1000,
     }
-    rows, table_rows, checks = _simulate(trace, schemes, threads, slots, hashes, setting, workload, real, options.work_ns)
+    rows, table_rows, checks = _simulate(
+        trace, schemes, threads, slots, hashes, setting, workload, real, options.work_ns
+    )
     _report(rows, table_rows, checks, meta)
     _write_files(rows, table_rows, checks, meta, options, suffix)
     return 0
@@ -128,7 +134,9 @@ def _report(rows: list[Row], table_rows: list[Row], checks: list[Check], meta: d
         console.print(f"The same workload in real threads, on new objects ({meta['cpus']} CPUs):")
         console.print(report.check_table(checks))
     else:
-        console.print("Not compared with real threads: the trace is of no workload of refbuf's, or --no-validate.")
+        console.print(
+            "Not compared with real threads: the trace is of no workload of refbuf's, or --no-validate."
+        )
 
 
 def _write_files(
@@ -197,7 +205,11 @@ def _parser() -> Parser:
         help="sizes of the tables, powers of two; the curves have the first "
         f"(default: {','.join(map(str, DEFAULT_SLOTS))})",
     )
-    add("--hash", metavar="A,B", help=f"which of {', '.join(HASHES)}; the curves have the first (default: {HASHES[0]})")
+    add(
+        "--hash",
+        metavar="A,B",
+        help=f"which of {', '.join(HASHES)}; the curves have the first (default: {HASHES[0]})",
+    )
     add(
         "--pairs",
         metavar="N",
@@ -273,7 +285,9 @@ def _threads(text: str) -> list[int]:
             )
         first, last = int(ends[0]), int(ends[-1])
         if first > last:
-            raise CommandError(f"{COMMAND}: --threads has a range that ends before it begins: {part.strip()!r}")
+            raise CommandError(
+                f"{COMMAND}: --threads has a range that ends before it begins: {part.strip()!r}"
+            )
         between = (1 << power for power in range(MOST_SIMULATED_THREADS.bit_length()))
         counts += [first, *(count for count in between if first < count < last), last]
     return counts
@@ -286,9 +300,13 @@ def _slots(text: str | None) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     sizes = [int(part) for part in parts if part.isascii() and part.isdigit()]
     if len(sizes) < len(parts) or not all(1 <= size <= most and size & (size - 1) == 0 for size in sizes):
-        raise CommandError(f"{COMMAND}: --slots takes powers of two up to {most} with commas between, not {text!r}")
+        raise CommandError(
+            f"{COMMAND}: --slots takes powers of two up to {most} with commas between, not {text!r}"
+        )
     if min(sizes) > TABLES["credits"][1]:
-        raise CommandError(f"{COMMAND}: --slots has none that credits can use, up to {TABLES['credits'][1]}: {text!r}")
+        raise CommandError(
+            f"{COMMAND}: --slots has none that credits can use, up to {TABLES['credits'][1]}: {text!r}"
+        )
     return list(dict.fromkeys(sizes))
 
 

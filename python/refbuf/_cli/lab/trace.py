@@ -79,7 +79,9 @@ def _tell(trace: Trace, pairs: list[int], size: int) -> None:
         events += increments + decrements
         line = f"{name}: {done:,} pairs; {increments:,} increments and {decrements:,} decrements recorded"
         print(f"{line}, {lost:,} lost (--limit)" if lost else line)
-    print(f"{trace.objects:,} objects, {trace.immortal:,} of them immortal; {events:,} events in {size:,} bytes")
+    print(
+        f"{trace.objects:,} objects, {trace.immortal:,} of them immortal; {events:,} events in {size:,} bytes"
+    )
 
 
 def _parser() -> Parser:
