@@ -6,7 +6,7 @@ MEANINGS = {
     "table": "a count in the thread's own table",
     "surprise": "more, if a look in the table ends otherwise than the one before",
     "atomic": "an atomic count on a line of one's own",
-    "swap": "the same by a load and a compare-and-swap, as CPython decrements, right after another count there",
+    "swap": "the same by a load and a compare-and-swap, as CPython decrements, after another count there",
     "swap_apart": "the same, after uses of other lines",
     "transfer": "more for an atomic count, if the line comes from another cache",
     "transfer_ahead": "the same, for a line that could be asked for ahead: after uses of other lines, and if "

@@ -49,7 +49,8 @@ def assumptions(meta: dict[str, Any]) -> list[str]:
         "a line goes from cache to cache to one thread after the other, first come, first served",
         f"beside each pair {work:.2f} ns of other work"
         + (
-            f", of which {meta['bare_ns_per_pair']:.2f} are the workload's own instructions, measured without counting"
+            f", of which {meta['bare_ns_per_pair']:.2f} are the workload's own instructions, as measured "
+            "without counts"
             if meta["bare_ns_per_pair"]
             else ""
         ),

@@ -196,7 +196,8 @@ def _parser() -> Parser:
         "--threads",
         metavar="N,N|N..N",
         default=f"1..{MOST_SIMULATED_THREADS}",
-        help=f"numbers of threads; 1..256 is both and the powers of two between (default: 1..{MOST_SIMULATED_THREADS})",
+        help="numbers of threads; 1..256 is both and the powers of two between "
+        f"(default: 1..{MOST_SIMULATED_THREADS})",
     )
     add("--schemes", metavar="A,B", help=f"which of {', '.join(SCHEMES)} (default: all)")
     add(
