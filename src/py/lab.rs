@@ -123,15 +123,16 @@ fn costs_from(dict: &Bound<'_, PyDict>) -> PyResult<Costs> {
     Ok(costs)
 }
 
-/// What things cost here, in nanoseconds, by name.
+/// What things cost here, in nanoseconds, by name; and whether other work let it be
+/// measured.
 #[pyfunction]
-fn calibrate(py: Python<'_>, cpus: usize) -> PyResult<Bound<'_, PyDict>> {
-    let mut costs = py.detach(|| costs::calibrate(cpus));
+fn calibrate(py: Python<'_>, cpus: usize) -> PyResult<(Bound<'_, PyDict>, bool)> {
+    let (mut costs, undisturbed) = py.detach(|| costs::calibrate(cpus));
     let dict = PyDict::new(py);
     for (name, cost) in costs.named() {
         dict.set_item(name, *cost)?;
     }
-    Ok(dict)
+    Ok((dict, undisturbed))
 }
 
 /// Runs a workload and returns its trace, and how many pairs each thread did.

@@ -333,7 +333,8 @@ fn nonsense_is_refused() {
 
 #[test]
 fn costs_are_measured_and_plausible() {
-    let mut costs = calibrate(1);
+    let (mut costs, undisturbed) = calibrate(1);
+    assert!(undisturbed, "it takes one CPU, and has one");
     assert_eq!(costs.transfer, Costs::ASSUMED.transfer, "one CPU cannot measure it");
     for (name, cost) in costs.named() {
         assert!(cost.is_finite() && *cost >= 0.0 && *cost < 1e6, "{name}: {cost}");

@@ -76,6 +76,11 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
     for name, cost in meta["costs"].items():
         given = " (given)" if name in meta["given_costs"] else ""
         console.print(f"  {name} {cost:,.2f}{given}: {MEANINGS[name]}")
+    if not meta["undisturbed"]:
+        console.print(
+            "[yellow]Note:[/yellow] other work had the CPUs while costs were measured that take two threads: "
+            "transfer and hold, and what follows from them, cannot be trusted."
+        )
     console.print("Assumed:")
     for line in meta["assumptions"]:
         console.print(f"  {line}.")

@@ -128,9 +128,11 @@ const LONGEST_HOLD: f64 = 2_000.0;
 type Cell = CachePadded<AtomicU64>;
 
 /// Measures all costs: about a second. With one CPU, what takes two is
-/// [`Costs::ASSUMED`].
-pub fn calibrate(cpus: usize) -> Costs {
+/// [`Costs::ASSUMED`]. Also whether both CPUs were to be had for it: else other work
+/// has spoilt what two threads measure.
+pub fn calibrate(cpus: usize) -> (Costs, bool) {
     let mut costs = Costs::ASSUMED;
+    let mut undisturbed = true;
     costs.hit = fastest(read_headers);
     costs.plain = fastest(count_plainly);
     costs.table = fastest(count_in_a_table);
@@ -144,16 +146,16 @@ pub fn calibrate(cpus: usize) -> Costs {
     costs.read_fill = (fastest(|| visit(&far, read)) - costs.hit).max(0.0);
     drop(far);
     if cpus > 1 {
-        let transfer = usual(hand_one_line_over);
+        let transfer = usual(&mut undisturbed, hand_one_line_over);
         costs.transfer = (transfer - costs.atomic).max(1.0);
-        costs.transfer_ahead = (usual(count_on_the_same_lines) - costs.atomic - costs.swap).max(1.0);
-        costs.read_transfer = (usual(|| hand_lines_over(read)) - costs.hit).max(1.0);
-        costs.hold = hold(costs.transfer, costs.atomic, usual(|| hammer_one_line(two_counts)));
+        costs.transfer_ahead = (usual(&mut undisturbed, count_on_the_same_lines) - costs.atomic - costs.swap).max(1.0);
+        costs.read_transfer = (usual(&mut undisturbed, || hand_lines_over(read)) - costs.hit).max(1.0);
+        costs.hold = hold(costs.transfer, costs.atomic, usual(&mut undisturbed, || hammer_one_line(two_counts)));
         let alone = (costs.atomic + costs.swap) / 2.0;
-        costs.hold_looked = hold(costs.transfer, alone, usual(|| hammer_one_line(look_and_pair)));
+        costs.hold_looked = hold(costs.transfer, alone, usual(&mut undisturbed, || hammer_one_line(look_and_pair)));
         costs.handover = fastest(take_turns);
     }
-    costs
+    (costs, undisturbed)
 }
 
 /// Two threads that count on one line alternate: each time a transfer, then counts
@@ -174,16 +176,18 @@ fn fastest(mut measure: impl FnMut() -> f64) -> f64 {
 }
 
 /// Of what two threads do: the median of those measurements in which each of them
-/// had a CPU all the time, or of all, where other work never lets them.
-fn usual(mut measure: impl FnMut() -> (f64, bool)) -> f64 {
+/// had a CPU all the time, or of all, where other work never lets them, and then
+/// `undisturbed` becomes false.
+fn usual(undisturbed: &mut bool, mut measure: impl FnMut() -> (f64, bool)) -> f64 {
     let (mut good, mut all) = (Vec::new(), Vec::new());
     while good.len() < REPEATS && all.len() < MOST_REPEATS {
-        let (found, undisturbed) = measure();
+        let (found, is_good) = measure();
         all.push(found);
-        if undisturbed {
+        if is_good {
             good.push(found);
         }
     }
+    *undisturbed &= !good.is_empty();
     median(if good.is_empty() { all } else { good })
 }
 

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         else []
     )
     bare_ns = _bare_ns(trace)
-    costs = calibrate(cpus) | given
+    measured, undisturbed = calibrate(cpus)
+    costs = measured | given
     cache_kib = options.cache_kib or _cache_kib()
     setting = Setting(costs, bare_ns + options.work_ns, cache_kib * 1024, options.pairs)
     meta = machine.describe() | {
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         "hashes": hashes,
         "costs": {name: round(cost, 3) for name, cost in costs.items()},
         "given_costs": sorted(given),
+        "undisturbed": undisturbed,
         "work_ns": setting.work_ns,
         "bare_ns_per_pair": bare_ns,
         "cache_kib": cache_kib,
