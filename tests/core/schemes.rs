@@ -150,6 +150,21 @@ fn the_core_decides_who_has_a_place() {
 }
 
 #[test]
+fn what_an_increment_has_parked_the_next_decrement_releases() {
+    let things = things(true);
+    let mut model = Credits::new(cast(&things, 1));
+    // The last references to object 1 are in the one slot; then object 3 wins it.
+    count(&mut model, 1, 1, UP);
+    count(&mut model, 1, 1, DOWN);
+    while model.totals(1).parked == 0 {
+        count(&mut model, 1, 3, UP);
+    }
+    assert_eq!(model.references(1), 1);
+    assert_eq!(count(&mut model, 1, 3, DOWN), [(1, Use::Swap)], "a hit, and a safe point");
+    assert_eq!(model.references(1), 0);
+}
+
+#[test]
 fn another_hash_gives_other_places() {
     let mut things = things(false);
     // A multiple of the table's reach apart: the shift sends both to one pair, and a
