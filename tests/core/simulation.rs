@@ -122,7 +122,7 @@ fn request(scheme: Scheme, threads: usize) -> Request {
         threads,
         slots: scheme.usual_slots().unwrap_or(1),
         hash: Hash::Multiply,
-        pairs: 2000,
+        pairs: 1000,
         costs: COSTS,
         work_ns: 0.0,
         cache_bytes: 1 << 20,
@@ -183,7 +183,7 @@ fn one_thread_pays_for_its_instructions_alone() {
 fn a_hot_line_serializes_its_transfers() {
     // In turn: a transfer of 90 ns, then the line is kept for 30 ns: three counts
     // have room, and half of the time another one begins.
-    for threads in [2, 8, 64] {
+    for threads in [2, 8, 32] {
         let outcome = run(&shared(2), Scheme::Atomic, threads);
         assert_near(outcome.ns_per_pair, 2.0 * threads as f64 * (90.0 + 30.0) / 3.5);
         assert_near(outcome.misses_per_1000_pairs, 2000.0 / 3.5);

@@ -161,20 +161,6 @@ fn each_defect_has_its_name() {
 }
 
 #[test]
-fn a_small_file_cannot_ask_for_much_memory() {
-    // 300 MB of zeros: a few hundred kilobytes.
-    let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
-    bomb.write_all(b"refbuf trace\n\x01").expect("memory");
-    let record = [&[200u8, 0x80, 0x80, 0x40][..], &vec![0; 1 << 20]].concat();
-    for _ in 0..300 {
-        bomb.write_all(&record).expect("memory");
-    }
-    let bytes = bomb.finish().expect("memory");
-    assert!(bytes.len() < 1 << 20);
-    assert_eq!(Trace::read(&bytes), Err(Error::TooLarge("bytes")));
-}
-
-#[test]
 fn a_writer_refuses_what_a_reader_would() {
     let mut writer = Writer::new().expect("memory");
     assert_eq!(writer.events(0, &[]), Err(Error::Unknown("a thread")));
@@ -190,10 +176,10 @@ fn long_threads_take_several_records_and_little_room() {
     let objects: Vec<_> =
         (0..1000).map(|n| Object { address: 0x7F00_0000_0000 + n * 32, owner: None, immortal: false }).collect();
     let pair = |n: u32| [Event::Increment(n * 7 % 1000), Event::Work(n), Event::Decrement(n * 7 % 1000)];
-    let events: Vec<_> = (0..500_000).flat_map(pair).collect();
+    let events: Vec<_> = (0..200_000).flat_map(pair).collect();
     let threads = vec![Thread { events, ..Thread::default() }];
     let trace = Trace { threads, objects, ..Trace::default() };
     let bytes = trace.write().expect("within the limits");
-    assert!(bytes.len() < 4 * 500_000, "{} bytes for 500,000 pairs", bytes.len());
+    assert!(bytes.len() < 4 * 200_000, "{} bytes for 200,000 pairs", bytes.len());
     assert_eq!(Trace::read(&bytes), Ok(trace));
 }

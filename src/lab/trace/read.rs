@@ -12,7 +12,11 @@ use super::format::{
 use super::{Error, Event, Number, Object, Thread, Trace};
 
 pub(super) fn read(bytes: &[u8]) -> Result<Trace, Error> {
-    let mut source = Source { from: GzDecoder::new(bytes), inflated: 0 };
+    read_within(bytes, MOST_INFLATED)
+}
+
+fn read_within(bytes: &[u8], most: u64) -> Result<Trace, Error> {
+    let mut source = Source { from: GzDecoder::new(bytes), left: most };
     let mut magic = [0; MAGIC.len()];
     source.fill(&mut magic)?;
     if magic != *MAGIC {
@@ -44,15 +48,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Trace, Error> {
 /// The decompressed bytes, in order.
 struct Source<'a> {
     from: GzDecoder<&'a [u8]>,
-    inflated: u64,
+    /// Bytes that may still come.
+    left: u64,
 }
 
 impl Source<'_> {
     fn fill(&mut self, to: &mut [u8]) -> Result<(), Error> {
-        self.inflated += to.len() as u64;
-        if self.inflated > MOST_INFLATED {
-            return Err(Error::TooLarge("bytes"));
-        }
+        self.left = self.left.checked_sub(to.len() as u64).ok_or(Error::TooLarge("bytes"))?;
         self.from.read_exact(to).map_err(|error| self.explain(&error))
     }
 
@@ -203,4 +205,27 @@ impl Reader {
 
 fn find(threads: &mut [Thread], number: u64) -> Result<&mut Thread, Error> {
     usize::try_from(number).ok().and_then(|number| threads.get_mut(number)).ok_or(Error::Unknown("a thread"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+    use flate2::Compression;
+
+    use super::*;
+
+    #[test]
+    fn a_small_file_cannot_ask_for_much_memory() {
+        let mut bomb = GzEncoder::new(Vec::new(), Compression::fast());
+        bomb.write_all(b"refbuf trace\n\x01").expect("memory");
+        // A kind that is skipped, with a megabyte of zeros.
+        bomb.write_all(&[&[200, 0x80, 0x80, 0x40][..], &vec![0; 1 << 20]].concat()).expect("memory");
+        bomb.write_all(&[6, 3, 0, 0, 0]).expect("memory");
+        let bytes = bomb.finish().expect("memory");
+        assert!(bytes.len() < 10_000);
+        assert_eq!(read_within(&bytes, 1 << 21), Ok(Trace::default()));
+        assert_eq!(read_within(&bytes, 1 << 20), Err(Error::TooLarge("bytes")));
+    }
 }
