@@ -5,7 +5,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::lab::simulate::cache::MOST_THREADS;
-use crate::lab::simulate::costs::{self, Costs};
+use crate::lab::simulate::calibrate;
+use crate::lab::simulate::costs::Costs;
 use crate::lab::simulate::hash::Hash;
 use crate::lab::simulate::{simulate, Outcome, Request, Scheme};
 use crate::lab::trace::{self, Trace as Recording};
@@ -125,9 +126,9 @@ fn costs_from(dict: &Bound<'_, PyDict>) -> PyResult<Costs> {
 
 /// What things cost here, in nanoseconds, by name; and whether other work let it be
 /// measured.
-#[pyfunction]
-fn calibrate(py: Python<'_>, cpus: usize) -> PyResult<(Bound<'_, PyDict>, bool)> {
-    let (mut costs, undisturbed) = py.detach(|| costs::calibrate(cpus));
+#[pyfunction(name = "calibrate")]
+fn calibrate_costs(py: Python<'_>, cpus: usize) -> PyResult<(Bound<'_, PyDict>, bool)> {
+    let (mut costs, undisturbed) = py.detach(|| calibrate::calibrate(cpus));
     let dict = PyDict::new(py);
     for (name, cost) in costs.named() {
         dict.set_item(name, *cost)?;
@@ -186,7 +187,7 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     }
     module.add("TABLES", tables)?;
     module.add_class::<Trace>()?;
-    module.add_function(wrap_pyfunction!(calibrate, module)?)?;
+    module.add_function(wrap_pyfunction!(calibrate_costs, module)?)?;
     module.add_function(wrap_pyfunction!(record_trace, module)?)?;
     Ok(())
 }

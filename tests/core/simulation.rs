@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use refbuf::lab::simulate::cache::{Caches, Place, State, Use};
-use refbuf::lab::simulate::costs::{calibrate, Costs};
+use refbuf::lab::simulate::calibrate::calibrate;
+use refbuf::lab::simulate::costs::Costs;
 use refbuf::lab::simulate::hash::Hash;
 use refbuf::lab::simulate::{simulate, Outcome, Refusal, Request, Scheme};
 use refbuf::lab::trace::{Event, Object, Thread, Trace};

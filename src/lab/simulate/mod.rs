@@ -6,13 +6,15 @@
 //! | file | holds |
 //! |---|---|
 //! | [`cache`] | private caches and their protocol |
-//! | [`costs`] | what things cost, measured on this machine |
+//! | [`costs`] | what things cost |
+//! | [`mod@calibrate`] | measuring that on this machine |
 //! | [`hash`] | hashes of the address |
 //! | [`script`] | which simulated thread replays what |
 //! | [`model`] | the schemes |
 //! | [`engine`] | clocks, and lines that are waited for |
 
 pub mod cache;
+pub mod calibrate;
 pub mod costs;
 pub mod engine;
 pub mod hash;
