@@ -93,11 +93,12 @@ impl Prices {
         }
     }
 
-    /// `idle`: for so long nobody has used the line. What the processor has asked for
+    /// `late`: nothing was asked for ahead; `idle`: for so long nobody has used the
+    /// line. What the processor has asked for
     /// ahead is gone again, if somebody has.
-    fn of_transfer(&self, how: Use, again: bool, idle: Time) -> Time {
+    fn of_transfer(&self, how: Use, late: bool, idle: Time) -> Time {
         match how.is_atomic() {
-            true if again || idle < self.transfer => self.transfer,
+            true if late || idle < self.transfer => self.transfer,
             true => self.transfer_ahead,
             false => self.read_transfer,
         }
@@ -147,6 +148,8 @@ struct Player {
     granted: bool,
     /// How the look in the table before ended.
     hit: bool,
+    /// This operation's look ended otherwise: the processor has not run ahead.
+    surprised: bool,
     /// The line of the use before.
     last: Option<Line>,
 }
@@ -196,6 +199,7 @@ impl<'a> Engine<'a> {
             used: 0,
             granted: false,
             hit: true,
+            surprised: false,
             last: None,
         };
         let players = parts.into_iter().map(player).collect();
@@ -302,7 +306,8 @@ impl<'a> Engine<'a> {
             self.model.count(thread, object, up, &mut player.plan);
         }
         player.clock += self.prices.work + Time::from(player.plan.table) * self.prices.table;
-        if player.plan.table > 0 && player.plan.hit != player.hit {
+        player.surprised = player.plan.table > 0 && player.plan.hit != player.hit;
+        if player.surprised {
             player.hit = player.plan.hit;
             player.clock += self.prices.surprise;
         }
@@ -322,10 +327,10 @@ impl<'a> Engine<'a> {
 
     /// Uses a line, if it may now; else the thread sleeps until its clock.
     fn use_line(&mut self, thread: usize, line: Line, how: Use) -> bool {
-        let Player { clock, last, granted, .. } = self.players[thread];
+        let Player { clock, last, granted, surprised, .. } = self.players[thread];
         let again = last == Some(line);
         let idle = clock.saturating_sub(self.caches.used_at(line));
-        let transfer = self.prices.of_transfer(how, again, idle);
+        let transfer = self.prices.of_transfer(how, again || surprised, idle);
         let this_use = self.prices.of_use(how, again);
         let place = if granted { Place::Elsewhere } else { self.caches.find(thread, line, how) };
         let waits = match place {
