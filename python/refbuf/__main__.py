@@ -14,6 +14,7 @@ from . import __version__
 COMMANDS = {
     "bench": "measures what shared objects cost, with refbuf and without",
     "config": "prints compiler flags for extensions that include refbuf.h",
+    "lab": "compares the ways to count that were discussed in 2007: traces, simulation",
 }
 
 USAGE = """usage: python -m refbuf COMMAND [OPTIONS]

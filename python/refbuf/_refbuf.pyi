@@ -67,4 +67,66 @@ def run_workload(
     work_ns: float,
 ) -> Run: ...
 def touch(object: object, variant: str, pairs: int) -> None: ...
+
+# The laboratory.
+
+SCHEMES: list[str]
+HASHES: list[str]
+MOST_SIMULATED_THREADS: int
+TABLES: dict[str, tuple[int, int]]  # slots of a scheme's table: usual, most
+
+class _Outcome(TypedDict):
+    ns_per_pair: float
+    pairs_per_second: float
+    atomics_per_1000_pairs: float
+    misses_per_1000_pairs: float
+    fills_per_1000_pairs: float
+    hit_rate: float | None
+    residue: int
+    recorded_threads: int
+
+@final
+class Trace:
+    """A trace that has been read. ValueError where the content is none.
+
+    threads: for each its name, increments, decrements, events lost, objects made.
+    simulate: replays it; `pairs` are those of each thread, `costs` as `calibrate` has them.
+    """
+
+    def __new__(cls, content: bytes) -> Trace: ...
+    @property
+    def about(self) -> dict[str, str]: ...
+    @property
+    def objects(self) -> int: ...
+    @property
+    def immortal(self) -> int: ...
+    @property
+    def threads(self) -> list[tuple[str, int, int, int, int]]: ...
+    def simulate(
+        self,
+        scheme: str,
+        *,
+        threads: int,
+        slots: int,
+        hash: str,
+        pairs: int,
+        costs: dict[str, float],
+        work_ns: float,
+        cache_bytes: int,
+        turn_ns: float,
+    ) -> _Outcome: ...
+
+def calibrate(cpus: int) -> tuple[dict[str, float], bool]: ...
+def record_trace(
+    workload: str,
+    objects: Iterable[object],
+    *,
+    mapping: dict[Any, Any] | None,
+    threads: int,
+    pairs: int,
+    seed: int,
+    factory: Callable[[], object],
+    room: int,
+    about: list[tuple[str, str]],
+) -> tuple[bytes, list[int]]: ...
 def work_iteration_ns() -> float: ...

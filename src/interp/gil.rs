@@ -57,6 +57,16 @@ pub(crate) unsafe fn is_immortal(op: *mut PyObject) -> bool {
     unsafe { refbuf_is_immortal(op) != 0 }
 }
 
+/// Whether the calling thread made `op`: nobody keeps that here, and who asks has
+/// made it.
+///
+/// # Safety
+///
+/// As for `Py_REFCNT`.
+pub(crate) unsafe fn is_made_here(_op: *mut PyObject) -> bool {
+    true
+}
+
 extern "C" {
     fn refbuf_is_immortal(op: *mut PyObject) -> c_int;
     fn refbuf_count_many(op: *mut PyObject, n: ffi::Py_ssize_t);

@@ -7,6 +7,7 @@
 //! | `inc_ref`, `dec_ref` | immortal, owned, then this thread's buffer | CPython's own |
 //! | `*_missed` | what the inline path of the header could not serve | CPython's own |
 //! | `flush`, `flush_all` | settle | nothing to do |
+//! | `is_immortal`, `is_made_here` | what the object's own fields say | immortal; nobody keeps who made it |
 //! | `start` | checks the layout, sets hooks | nothing to do |
 //! | `count_many`, `take_many`, `release_one`, `share_one` | an account's references to an object | the same |
 

@@ -1,5 +1,7 @@
 //! The Python module `refbuf._refbuf`. What users import is `python/refbuf`.
 
+mod lab;
+
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -190,5 +192,5 @@ fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run_workload, module)?)?;
     module.add_function(wrap_pyfunction!(touch, module)?)?;
     module.add_function(wrap_pyfunction!(work_iteration_ns, module)?)?;
-    Ok(())
+    lab::add_to(module)
 }

@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::plan::{Plan, Variant, Workload};
+use super::record::{Recorder, Recording};
 use super::share::{chunk, goes_on, seed, zipf_order, Channels, Share, BATCH, HELD, ORDER};
 use crate::interp::bindings::{RefBuf_Kernel, RefBuf_Kernels, RefBuf_Task};
 use crate::interp::unwinding::detached;
@@ -41,8 +42,9 @@ pub(super) struct Worker {
     held: Vec<*mut PyObject>,
     channels: Option<Channels<Batch>>,
     keep: bool,
+    recorder: Option<Box<Recorder>>,
     /// Keep the objects above alive.
-    _owned: Vec<Py<PyAny>>,
+    owned: Vec<Py<PyAny>>,
 }
 
 impl Worker {
@@ -89,13 +91,17 @@ impl Worker {
             held,
             channels: Some(channels),
             keep: plan.keep,
-            _owned: owned,
+            recorder: (plan.variant == Variant::Traced).then(|| Recorder::new(plan.room)),
+            owned,
         };
         worker.task.objects = worker.objects.as_mut_ptr();
         worker.task.count = worker.objects.len();
         worker.task.held_room = worker.held.len();
         worker.task.order = worker.order.as_ptr();
         worker.task.held = worker.held.as_mut_ptr();
+        if let Some(recorder) = &mut worker.recorder {
+            worker.task.recorder = recorder.for_kernels();
+        }
         Ok(worker)
     }
 
@@ -117,7 +123,7 @@ impl Worker {
         }
         let elapsed = started.elapsed();
         let kept = self.finish(py);
-        Share { pairs, elapsed, kept }
+        Share { pairs, elapsed, kept, recording: self.take_recording(pairs) }
     }
 
     /// Makes a batch of references for the next thread, and drops one that
@@ -166,6 +172,12 @@ impl Worker {
         unsafe { (self.drop_kernel)(&mut self.task, u64::MAX) };
     }
 
+    /// What has been recorded, when there is nothing more to do.
+    fn take_recording(&mut self, pairs: u64) -> Option<Recording> {
+        let owned = &self.owned;
+        self.recorder.take().map(|recorder| recorder.finish(pairs, owned))
+    }
+
     /// Gives up what this thread still holds, or hands it to the caller.
     fn finish(&mut self, py: Python<'_>) -> Vec<Py<PyAny>> {
         if let Some(Channels { next, own }) = self.channels.take() {
@@ -208,6 +220,7 @@ fn empty_task() -> RefBuf_Task {
         held_count: 0,
         held_room: 0,
         work: 0,
+        recorder: ptr::null_mut(),
         sink: 0,
     }
 }

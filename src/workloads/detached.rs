@@ -103,7 +103,7 @@ impl<H: Handle> Worker<H> {
         if !plan.keep {
             self.held.clear();
         }
-        Share { pairs, elapsed, kept: Vec::new() }
+        Share { pairs, elapsed, kept: Vec::new(), recording: None }
     }
 
     /// What is still held, attached again; the rest of the share goes.

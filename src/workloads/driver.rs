@@ -14,6 +14,7 @@ use super::attached::{self, gather};
 use super::detached::{self, Crowd};
 use super::handle::{Attached, Handle, Pooled};
 use super::plan::{Length, Plan, Variant};
+use super::record::Recording;
 use super::share::{ring, Channels, Share};
 use crate::detached::Ref;
 use crate::interp::unwinding::detached as without_interpreter;
@@ -148,6 +149,8 @@ pub(crate) struct Report {
     pub(crate) atomics_per_1000_pairs: f64,
     /// References handed to the caller.
     pub(crate) kept: Py<PyList>,
+    /// Of each thread, for the variant that records.
+    pub(crate) recordings: Vec<Recording>,
 }
 
 /// Runs a plan.
@@ -160,7 +163,7 @@ pub(crate) fn run(py: Python<'_>, plan: Plan) -> PyResult<Report> {
     let before = atomics();
     let run = Arc::new(Run { plan, start: Start::default(), stop: AtomicBool::new(false) });
     let shares = match run.plan.variant {
-        Variant::Stock | Variant::Inline | Variant::Call => {
+        Variant::Stock | Variant::Inline | Variant::Call | Variant::Traced | Variant::Bare => {
             without_interpreter(py, || start_and_join(&run, Arc::new(work_attached)))
         }
         Variant::Detached => run_detached::<Ref<PyAny>>(py, &run),
@@ -323,5 +326,6 @@ fn sum_up(py: Python<'_>, shares: &mut [Share]) -> PyResult<Report> {
         pairs_per_second: pairs as f64 / longest,
         atomics_per_1000_pairs: 0.0,
         kept: gather(py, shares)?.unbind(),
+        recordings: shares.iter_mut().filter_map(|share| share.recording.take()).collect(),
     })
 }

@@ -69,6 +69,44 @@ void refbuf_work(uint64_t iterations)
 #define KERNELS refbuf_kernels_call
 #include "kernel_body.h"
 
+static inline void record(RefBuf_Task *task, PyObject *op, uintptr_t is_decrement)
+{
+    RefBuf_Recorder *recorder = task->recorder;
+    if (recorder->count < recorder->room) {
+        recorder->events[recorder->count++] = (uintptr_t)op | is_decrement;
+    }
+    else {
+        recorder->lost++;
+    }
+}
+
+static inline void traced_inc(RefBuf_Task *task, PyObject *op)
+{
+    record(task, op, 0);
+    Py_INCREF(op);
+}
+
+static inline void traced_dec(RefBuf_Task *task, PyObject *op)
+{
+    /* First: afterwards its address may be another object's. */
+    record(task, op, 1);
+    Py_DECREF(op);
+}
+
+#define VARIANT(name) traced_##name
+#define INC(op) traced_inc(task, op)
+#define DEC(op) traced_dec(task, op)
+#define WORK(task) (void)(task)
+#define KERNELS refbuf_kernels_traced
+#include "kernel_body.h"
+
+#define VARIANT(name) bare_##name
+#define INC(op) (void)(op)
+#define DEC(op) (void)(op)
+#define WORK(task) (void)(task)
+#define KERNELS refbuf_kernels_bare
+#include "kernel_body.h"
+
 /* The same, with other work beside each pair. */
 
 #define VARIANT(name) stock_work_##name

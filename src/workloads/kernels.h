@@ -7,6 +7,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What a thread did to counts, for a trace: bounded. */
+typedef struct RefBuf_Recorder {
+    uintptr_t *events; /* objects' addresses; bit 0 is set for a decrement */
+    size_t count;
+    size_t room;
+    uint64_t lost; /* events that found no room */
+} RefBuf_Recorder;
+
 /* One thread's share of a workload. Objects are kept alive by the caller. */
 typedef struct RefBuf_Task {
     PyObject **objects;
@@ -23,6 +31,7 @@ typedef struct RefBuf_Task {
     size_t held_count;
     size_t held_room;
     uint64_t work;     /* iterations of other work beside each pair */
+    RefBuf_Recorder *recorder; /* not NULL for the kernels that record */
     uintptr_t sink; /* keeps reads of the objects from being optimized away */
 } RefBuf_Task;
 
@@ -49,6 +58,10 @@ extern const RefBuf_Kernels refbuf_kernels_call;
 extern const RefBuf_Kernels refbuf_kernels_stock_work;
 extern const RefBuf_Kernels refbuf_kernels_inline_work;
 extern const RefBuf_Kernels refbuf_kernels_call_work;
+/* As stock, and each operation is recorded. */
+extern const RefBuf_Kernels refbuf_kernels_traced;
+/* Counts nothing: what a workload costs without its counts. */
+extern const RefBuf_Kernels refbuf_kernels_bare;
 
 /* Other work. */
 void refbuf_work(uint64_t iterations);

@@ -14,6 +14,7 @@
 //! | [`detached`] | one thread's share, not attached |
 //! | [`handle`] | what a thread that is not attached has of an object |
 //! | [`work`] | other work beside each pair |
+//! | [`record`] | what threads did to counts, as a trace |
 //! | `kernels.c` | the inner loops |
 
 pub(crate) mod attached;
@@ -21,5 +22,6 @@ mod detached;
 pub(crate) mod driver;
 mod handle;
 pub(crate) mod plan;
+pub(crate) mod record;
 mod share;
 pub(crate) mod work;

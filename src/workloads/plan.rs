@@ -9,8 +9,8 @@ use pyo3::types::{PyDict, PyList};
 use super::work;
 use crate::interp;
 use crate::interp::bindings::{
-    refbuf_kernels_call, refbuf_kernels_call_work, refbuf_kernels_inline, refbuf_kernels_inline_work,
-    refbuf_kernels_stock, refbuf_kernels_stock_work, RefBuf_Kernels,
+    refbuf_kernels_bare, refbuf_kernels_call, refbuf_kernels_call_work, refbuf_kernels_inline,
+    refbuf_kernels_inline_work, refbuf_kernels_stock, refbuf_kernels_stock_work, refbuf_kernels_traced, RefBuf_Kernels,
 };
 
 /// More threads than this are a mistake.
@@ -49,6 +49,10 @@ pub(crate) enum Variant {
     Arc,
     /// Not attached: attaches for each clone, and drops into PyO3's pool.
     Pool,
+    /// CPython's own macros, and each operation is recorded. Has no name.
+    Traced,
+    /// Counts nothing. Has no name.
+    Bare,
 }
 
 impl Workload {
@@ -99,6 +103,8 @@ impl Variant {
                 (Variant::Inline, true) => Some(&refbuf_kernels_inline_work),
                 (Variant::Call, false) => Some(&refbuf_kernels_call),
                 (Variant::Call, true) => Some(&refbuf_kernels_call_work),
+                (Variant::Traced, _) => Some(&refbuf_kernels_traced),
+                (Variant::Bare, _) => Some(&refbuf_kernels_bare),
                 _ => None,
             }
         }
@@ -110,11 +116,12 @@ impl Variant {
         match self {
             Variant::Inline | Variant::Call | Variant::Detached => None,
             Variant::Arc => Some(2),
+            Variant::Bare => Some(0),
             // The interpreter's own, in the thread that attaches.
-            Variant::Stock | Variant::AttachPerClone | Variant::Pool if interp::BUFFERED => {
+            Variant::Stock | Variant::Traced | Variant::AttachPerClone | Variant::Pool if interp::BUFFERED => {
                 Some(workload.stock_atomics_per_pair())
             }
-            Variant::Stock | Variant::AttachPerClone | Variant::Pool => Some(0),
+            Variant::Stock | Variant::Traced | Variant::AttachPerClone | Variant::Pool => Some(0),
         }
     }
 }
@@ -152,6 +159,8 @@ pub(crate) struct Plan {
     pub(crate) keep: bool,
     /// Iterations of other work beside each pair.
     pub(super) work: u64,
+    /// Events that each thread may record, for the variant that does.
+    pub(super) room: usize,
 }
 
 /// What `refbuf.workloads.run` is called with.
@@ -226,6 +235,7 @@ impl Plan {
             factory: arguments.factory.unbind(),
             keep: arguments.keep,
             work: work::iterations(arguments.work_ns),
+            room: 0,
         })
     }
 }

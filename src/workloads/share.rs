@@ -12,6 +12,7 @@ use rand_distr::{Distribution, Zipf};
 
 use super::driver::is_closed;
 use super::plan::{Plan, Workload};
+use super::record::Recording;
 
 /// Pairs between two looks at the stop flag, at the most.
 const CHUNK: u64 = 1024;
@@ -34,6 +35,8 @@ pub(super) struct Share {
     /// From when all were sent off, so that waiting for the GIL counts.
     pub(super) elapsed: Duration,
     pub(super) kept: Vec<Py<PyAny>>,
+    /// For the variant that records.
+    pub(super) recording: Option<Recording>,
 }
 
 /// The ends of handoff's channels that a thread has.

@@ -12,4 +12,13 @@ mod accounts;
 mod driver;
 mod lab;
 mod model;
+mod schemes;
+mod simulation;
 mod stress;
+mod traces;
+
+/// So many cases at the most; PROPTEST_CASES makes them fewer.
+fn at_most(cases: u32) -> proptest::test_runner::Config {
+    let usual = proptest::test_runner::Config::default();
+    proptest::test_runner::Config { failure_persistence: None, cases: usual.cases.min(cases), ..usual }
+}

@@ -1,11 +1,8 @@
 """`python -m refbuf bench`: what shared objects cost, with refbuf and without."""
 
 import argparse
-import errno
-import os
 import shlex
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from .. import workloads
@@ -13,6 +10,9 @@ from .._bench import machine
 from .._bench.measure import DETACHED, STOCK, Matrix, NothingDone, Results, measure
 from .._refbuf import build_info, work_iteration_ns
 from . import CommandError, Parser
+from .files import INSTALL, check_installed, check_writable, picture_kind, write
+
+COMMAND = "bench"
 
 DESCRIPTION = """Measures what it costs to count references to Python objects that threads share:
 CPython's own way (stock), through the inline path of refbuf.h (refbuf), and
@@ -43,8 +43,6 @@ MOST_THREADS = 4096
 MOST_ROUNDS = 1000
 MOST_SECONDS = 3600.0
 MOST_WORK_NS = 1e6
-PICTURES = ("png", "svg", "pdf")
-INSTALL = 'pip install "refbuf[bench]"'
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,10 +52,10 @@ def main(arguments: Sequence[str]) -> int:
     chosen_variants = _names("variant", options.variants or _usual(), workloads.VARIANTS)
     chosen_threads = _threads(options.threads)
     # All that can fail does so before minutes of measuring.
-    suffix = _picture_kind(options.plot)
+    suffix = picture_kind(COMMAND, options.plot)
     for path in (options.json, options.plot):
-        _check_writable(path)
-    _check_installed(options.plot)
+        check_writable(COMMAND, path)
+    check_installed(COMMAND, options.plot)
 
     added = []
     if STOCK not in chosen_variants:
@@ -135,23 +133,14 @@ def _write_files(
     from .._bench.report import as_json
 
     if json:
-        _write(json, as_json(results, meta).encode())
+        write(COMMAND, json, as_json(results, meta).encode())
     if plot:
         # Imported now: an extension module that enables the GIL would spoil the runs.
         try:
             from .._bench.plot import draw
         except ImportError as error:
             raise CommandError(f"bench: matplotlib cannot be imported ({error}): {INSTALL}") from None
-        _write(plot, draw(results.rows, meta, suffix))
-
-
-def _write(path: str, content: bytes) -> None:
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise CommandError(f"bench: cannot write {path!r}: {error.strerror}") from None
-    print(f"Written: {path}")
+        write(COMMAND, plot, draw(results.rows, meta, suffix))
 
 
 def _parser() -> Parser:
@@ -246,34 +235,3 @@ def _threads(text: str | None) -> list[int]:
             f"bench: --threads takes whole numbers from 1 to {MOST_THREADS} with commas between, not {text!r}"
         )
     return [int(part) for part in parts]
-
-
-def _picture_kind(path: str | None) -> str:
-    suffix = os.path.splitext(path or f".{PICTURES[0]}")[1].lstrip(".").lower()
-    if path is not None and suffix not in PICTURES:
-        raise CommandError(f"bench: --plot writes png, svg or pdf: {path!r} ends in none of them")
-    return suffix
-
-
-def _check_writable(path: str | None) -> None:
-    """Opens the file and leaves it as it was, or not there: the benchmark may be interrupted."""
-    if path is None:
-        return
-    there = os.path.lexists(path)
-    try:
-        if os.path.isfile(path) or not there:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
-            if not there:
-                os.unlink(path)
-        elif os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except OSError as error:
-        raise CommandError(f"bench: cannot write {path!r}: {error.strerror}") from None
-
-
-def _check_installed(plot: str | None) -> None:
-    # Found, not imported: see _write_files.
-    needed = ["rich", "matplotlib"] if plot else ["rich"]
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise CommandError(f"bench: {' and '.join(missing)} must be installed first: {INSTALL}")

@@ -22,7 +22,7 @@ use crate::core::sync::Barrier;
 use crate::core::Shape;
 
 pub(crate) use self::hooks::{flush, flush_all};
-pub(crate) use self::object::{count_many, is_immortal, release_one, share_one, take_many};
+pub(crate) use self::object::{count_many, is_immortal, is_made_here, release_one, share_one, take_many};
 pub(crate) use self::thread::{count_once, dec_ref, dec_ref_missed, inc_ref, inc_ref_missed};
 
 /// Whether attached threads buffer on this build.

@@ -96,6 +96,17 @@ pub(super) unsafe fn is_owned(op: *mut PyObject) -> bool {
     unsafe { owner(op) }.load(Ordering::Relaxed) == thread_id()
 }
 
+/// Whether the calling thread made `op`, as far as is known: none has a merged
+/// object.
+///
+/// # Safety
+///
+/// As for `owner`.
+pub(crate) unsafe fn is_made_here(op: *mut PyObject) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { is_owned(op) }
+}
+
 /// The object kind of the registry: CPython's.
 #[derive(Debug)]
 pub(super) enum PyCell {}

@@ -1,0 +1,1 @@
+"""What `python -m refbuf lab simulate` is made of."""
