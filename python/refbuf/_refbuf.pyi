@@ -116,6 +116,44 @@ class Trace:
         turn_ns: float,
     ) -> _Outcome: ...
 
+PROGRAMS: list[str]
+
+class _Measured(TypedDict):
+    pairs: int
+    pairs_per_second: float
+    ns_per_pair: float
+    cpu_ns_per_pair: float
+    atomics_per_1000_pairs: float
+    most_cells: int
+    header_bytes: int
+    cell_bytes: int
+    thread_bytes: int
+
+class _Calibration(TypedDict):
+    work: int
+    unit_ns: float
+    pair_ns: float
+    counting_ns: float
+    beside_work_ns: float
+    share: float
+
+def run_program(
+    scheme: str,
+    workload: str,
+    *,
+    threads: int,
+    seconds: float,
+    work: int,
+    share: float,
+    made_by_worker: bool,
+    seed: int,
+    heartbeat_ms: float,
+    slots: int,
+) -> _Measured: ...
+def calibrate_program(workload: str, *, share: float, target: float, seed: int) -> _Calibration: ...
+def reclaim_delays(
+    scheme: str, *, samples: int, heartbeat_ms: float, slots: int
+) -> list[int | None]: ...
 def calibrate(cpus: int) -> tuple[dict[str, float], bool]: ...
 def record_trace(
     workload: str,

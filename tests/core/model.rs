@@ -399,6 +399,26 @@ fn hot_slots_stay_and_cold_ones_are_settled_within_three_looks() {
 }
 
 #[test]
+fn a_slot_that_comes_back_as_it_was_is_not_cold_for_that() {
+    let freed = Arc::new(Freed::default());
+    // Acquires that are all alike.
+    let registry = Registry::<Cell>::new(Shape { first_batch: 2, largest_batch: 2, ..Shape::DEFAULT });
+    let object = Cell::make(1, &freed);
+    let thread = Thread::start(&registry);
+    for _ in 0..3 {
+        thread.inc(object);
+        thread.dec(object);
+        for look in 1..=3 {
+            assert_eq!(registry.beat().work, look == 3);
+            settle(&registry, Scope::Cold);
+        }
+    }
+    thread.dec(object);
+    thread.flush();
+    assert_eq!(freed.count(), 1);
+}
+
+#[test]
 fn a_buffer_with_all_that_belongs_to_it_fits_in_32_kib() {
     assert!(Shape { slots: Shape::MOST_SLOTS, ..Shape::DEFAULT }.bytes() <= 32 * 1024, "R5");
 }

@@ -49,6 +49,8 @@ impl Buffer {
                 leftovers.push(Leftover { object, count: left });
             }
             totals.refunds += slot.clear();
+            // What comes back as it was is not cold for that.
+            self.ages[index].store(0, Ordering::Relaxed);
             totals.settles += 1;
             totals.atomics += 1;
             totals.credits_out += credits;

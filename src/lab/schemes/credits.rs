@@ -169,9 +169,8 @@ impl Scheme for Credits {
     }
 
     fn more_atomics(&self) -> u64 {
-        let totals = self.service.registry.summary().totals;
-        // A miss is one that the buffer leaves to the cell.
-        totals.atomics + totals.misses
+        // Misses included, each of which is one that the buffer leaves to the cell.
+        self.service.registry.summary().totals.atomics
     }
 }
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from .. import CommandError
 
 SUBCOMMANDS = {
+    "run": "measures programs on cells that each scheme counts",
     "trace": "records what a workload does to reference counts",
     "simulate": "replays a trace through each scheme, on a model of caches",
 }

@@ -1,0 +1,1 @@
+"""What `python -m refbuf lab run` and `lab report` are made of."""
