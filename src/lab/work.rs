@@ -1,8 +1,8 @@
 //! What a program does besides counting.
 //!
-//! Four chains of multiplications beside each other, so that they keep a processor's units
-//! busy as other code does: a count then costs what its instructions cost, and does not
-//! vanish behind one long wait.
+//! Four chains of arithmetic beside each other, so that they keep a processor's units busy
+//! as other code does: a count then costs what its instructions cost, and does not vanish
+//! behind one long wait.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -31,12 +31,18 @@ impl Work {
     /// Does it.
     #[inline(always)]
     pub fn spend(&mut self) {
-        for _ in 0..self.units {
-            for (chain, factor) in self.chains.iter_mut().zip(FACTORS) {
-                *chain = chain.wrapping_mul(factor) ^ (*chain >> 29);
-            }
+        if self.units == 0 {
+            return;
         }
-        black_box(&mut self.chains);
+        let [mut a, mut b, mut c, mut d] = self.chains;
+        for _ in 0..self.units {
+            // Different in each, so that no vector instruction does several.
+            a = a.wrapping_mul(FACTORS[0]).wrapping_add(1);
+            b = b.rotate_left(23).wrapping_add(FACTORS[1]);
+            c = (c ^ (c >> 7)).wrapping_add(FACTORS[2]);
+            d = d.wrapping_sub(FACTORS[3]).rotate_left(9);
+        }
+        self.chains = black_box([a, b, c, d]);
     }
 
     /// Nanoseconds of a unit, as measured.

@@ -126,7 +126,7 @@ fn costs_from(dict: &Bound<'_, PyDict>) -> PyResult<Costs> {
 
 /// What things cost here, in nanoseconds, by name; and whether other work let it be
 /// measured.
-#[pyfunction(name = "calibrate")]
+#[pyfunction]
 fn calibrate_costs(py: Python<'_>, cpus: usize) -> PyResult<(Bound<'_, PyDict>, bool)> {
     let (mut costs, undisturbed) = py.detach(|| calibrate::calibrate(cpus));
     let dict = PyDict::new(py);

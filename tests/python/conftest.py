@@ -82,9 +82,10 @@ def run_process(environment):
     """Runs a command, which must end in time, well, and without a word on
     standard error, unless told otherwise; returns what it printed."""
 
-    def run(command, *, timeout=60, returncode=0, stderr="", env=None):
+    def run(command, *, timeout=60, returncode=0, stderr="", env=None, cwd=None):
         process = subprocess.Popen(
             [str(part) for part in command],
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from refbuf._refbuf import HASHES, SCHEMES, Trace, calibrate
+from refbuf._refbuf import HASHES, SCHEMES, Trace, calibrate_costs
 
 from support import BUFFERED
 
@@ -226,7 +226,7 @@ def test_the_native_part_checks_its_arguments(traces):
         "slots": 1,
         "hash": HASHES[0],
         "pairs": 10,
-        "costs": calibrate(1)[0],
+        "costs": calibrate_costs(1)[0],
         "work_ns": 0.0,
         "cache_bytes": 1 << 16,
         "turn_ns": 5e6,

@@ -147,9 +147,7 @@ def _rotated(schemes: Sequence[str], by: int) -> list[str]:
 
 
 def _rows(samples: dict[Cell, list[dict[str, Any]]]) -> list[Row]:
-    throughput = {
-        cell: median(run["pairs_per_second"] for run in taken) for cell, taken in samples.items()
-    }
+    throughput = {cell: median(run["pairs_per_second"] for run in taken) for cell, taken in samples.items()}
     rows = []
     for cell in sorted(samples, key=_place):
         taken = samples[cell]

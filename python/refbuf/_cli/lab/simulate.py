@@ -9,7 +9,7 @@ from typing import Any
 
 from ... import workloads
 from ..._bench import machine
-from ..._refbuf import HASHES, MOST_SIMULATED_THREADS, SCHEMES, TABLES, Trace, calibrate
+from ..._refbuf import HASHES, MOST_SIMULATED_THREADS, SCHEMES, TABLES, Trace, calibrate_costs
 from ..._simulate.estimate import Check, Row, Setting, Unbalanced, check, curves, tables
 from .. import CommandError, Parser
 from ..files import check_installed, check_writable, picture_kind, read, write
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         else []
     )
     bare_ns = _bare_ns(trace)
-    measured, undisturbed = calibrate(cpus)
+    measured, undisturbed = calibrate_costs(cpus)
     costs = measured | given
     cache_kib = options.cache_kib or _cache_kib()
     setting = Setting(costs, bare_ns + options.work_ns, cache_kib * 1024, options.pairs)
@@ -167,6 +167,11 @@ def _trace(path: str) -> Trace:
         return Trace(read(COMMAND, path, MOST_BYTES))
     except ValueError as error:
         raise CommandError(f"{COMMAND}: {path!r} cannot be used: {error}") from None
+
+
+def setting(trace: Trace, costs: dict[str, float]) -> Setting:
+    """For a trace, with nothing chosen otherwise."""
+    return Setting(costs, _bare_ns(trace), _cache_kib() * 1024, None)
 
 
 def _bare_ns(trace: Trace) -> float:

@@ -37,32 +37,49 @@ def main(arguments: Sequence[str]) -> int:
         known = ", ".join(workloads.WORKLOADS)
         raise CommandError(f"{COMMAND}: unknown workload {workload!r}: there are {known}")
     check_writable(COMMAND, options.out)
-    content, pairs = _record(options, shlex.join(["python", "-m", "refbuf", *COMMAND.split(), *arguments]))
+    command = shlex.join(["python", "-m", "refbuf", *COMMAND.split(), *arguments])
+    content, pairs = record(
+        workload,
+        command,
+        threads=options.threads,
+        pairs=options.pairs,
+        limit=options.limit,
+        seed=options.seed,
+    )
     _tell(Trace(content), pairs, len(content))
     write(COMMAND, options.out, content)
     return 0
 
 
-def _record(options: argparse.Namespace, command: str) -> tuple[bytes, list[int]]:
-    objects = workloads.make_objects(options.workload)
+def record(
+    workload: str,
+    command: str,
+    *,
+    threads: int = DEFAULT_THREADS,
+    pairs: int = DEFAULT_PAIRS,
+    limit: int = DEFAULT_EVENTS,
+    seed: int = 0,
+) -> tuple[bytes, list[int]]:
+    """A trace of a workload, and the pairs of each thread."""
+    objects = workloads.make_objects(workload)
     # A pair is two events; what is beside them is less than a batch of every kind.
-    room = min(options.limit, 2 * options.pairs + 16_384)
+    room = min(limit, 2 * pairs + 16_384)
     about = {
         "recorder": f"refbuf {__version__}",
         "command": command,
-        "workload": options.workload,
-        "pairs": str(options.pairs),
-        "seed": str(options.seed),
+        "workload": workload,
+        "pairs": str(pairs),
+        "seed": str(seed),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
     }
     try:
         return record_trace(
-            options.workload,
+            workload,
             objects,
-            mapping=dict(enumerate(objects)) if options.workload == "container" else None,
-            threads=options.threads,
-            pairs=options.pairs,
-            seed=options.seed,
+            mapping=dict(enumerate(objects)) if workload == "container" else None,
+            threads=threads,
+            pairs=pairs,
+            seed=seed,
             factory=object,
             room=room,
             about=list(about.items()),

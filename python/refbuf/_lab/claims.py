@@ -1,0 +1,184 @@
+"""What was said in 2007, beside what is measured here.
+
+The messages are those of the thread "Removing the GIL (Me, not you!)" on python-dev,
+September 2007; the README is that of python-safethread.
+"""
+
+from typing import NamedTuple
+
+from .measure import Reclaim, Results, Row
+from .report import NEVER
+
+OLSEN = "https://mail.python.org/pipermail/python-dev/2007-September/074653.html"
+# What he measured, by how much a measurement may differ and still be "about" it.
+OLSEN_ATOMIC, ABOUT = 0.12, 2.0
+OLSEN_SPEED, OLSEN_SCALING = 0.5, 0.9
+# What refbuf promises.
+CREDITS_SPEED, CREDITS_SCALING = 0.97, 1.9
+
+
+class Claim(NamedTuple):
+    """One line of the report."""
+
+    said: str
+    by: str
+    measured: str
+    holds: bool
+    why: str
+    """Where it does not hold as it was said, or needs a word."""
+
+
+class Figures(NamedTuple):
+    """What the claims are judged by."""
+
+    usual: Results
+    """All programs, with the default part of shared literals, made by a worker."""
+    literals: Results
+    """`calls` alone, where all literals are shared and another thread has made them."""
+
+
+def claims(figures: Figures) -> list[Claim]:
+    """All of them, in the order of the discussion."""
+    return [
+        _atomic_in_one_thread(figures),
+        _atomic_contends(figures),
+        _thread_count_touches(figures),
+        _deltas_speed(figures),
+        _deltas_scale(figures),
+        _only_the_collector_frees(figures),
+        _credits_cost_nothing(figures),
+        _credits_scale(figures),
+        _credits_free_promptly(figures),
+    ]
+
+
+def _row(results: Results, workload: str, scheme: str, threads: int) -> Row:
+    for row in results.rows:
+        if (row.workload, row.scheme, row.threads) == (workload, scheme, threads):
+            return row
+    raise LookupError(f"{workload}, {scheme}, {threads} threads was not measured")
+
+
+def _atomic_in_one_thread(figures: Figures) -> Claim:
+    row = _row(figures.usual, "calls", "atomic", 1)
+    cost = 1 - row.speed
+    plain = figures.usual.calibrations["calls"]
+    atomic_ns = row.ns_per_pair - _row(figures.usual, "calls", "plain", 1).ns_per_pair
+    return Claim(
+        "Atomic counts cost about 12 % in one thread.",
+        f"[Olsen]({OLSEN})",
+        f"{cost:.0%} slower than plain (calls)",
+        OLSEN_ATOMIC / ABOUT <= cost <= OLSEN_ATOMIC * ABOUT,
+        f"A pair of atomic instructions adds {atomic_ns:.1f} ns here to the {plain['counting_ns']:.2f} ns of "
+        f"plain counting. How much of a program that is depends on how much else it does: "
+        f"{plain['pair_ns']:.1f} ns for each pair here, where counting alone has {plain['share']:.0%} of the "
+        "time. An interpreter of 2007 did more between two counts, on a processor that waited longer for "
+        "everything else.",
+    )
+
+
+def _atomic_contends(figures: Figures) -> Claim:
+    shared = _row(figures.literals, "calls", "atomic", 2)
+    private = _row(figures.usual, "private", "atomic", 2)
+    return Claim(
+        "With two threads they cost far more: literals are shared, and contend.",
+        f"[Olsen]({OLSEN})",
+        f"two threads do {shared.scaling:.2f} × the work of one where all literals are shared; "
+        f"{private.scaling:.2f} × on cells of their own",
+        shared.scaling < 0.75 * private.scaling,
+        "",
+    )
+
+
+def _thread_count_touches(figures: Figures) -> Claim:
+    tulloss = _row(figures.literals, "calls", "thread-count", 2)
+    credits = _row(figures.literals, "calls", "credits", 2)
+    return Claim(
+        "Thread counts touch the global count at each call and each return, as a literal is referenced first "
+        "when a function is called and last when it returns.",
+        f"[Olsen, to Tulloss]({OLSEN})",
+        f"{tulloss.atomics_per_1000_pairs:,.0f} atomic operations in 1,000 pairs, credits "
+        f"{credits.atomics_per_1000_pairs:,.1f}; two threads do {tulloss.throughput:.2f} × plain's one "
+        f"thread, with credits {credits.throughput:.2f} ×",
+        tulloss.throughput < credits.throughput and tulloss.atomics_per_1000_pairs > 1_000,
+        "",
+    )
+
+
+def _deltas_speed(figures: Figures) -> Claim:
+    row = _row(figures.literals, "calls", "deltas", 1)
+    return Claim(
+        "Buffered deltas give about 50 % of the normal speed (60 to 65 % in the end).",
+        f"[Olsen]({OLSEN}), README",
+        f"{row.speed:.0%} of plain's speed in one thread, all cells asynchronous (calls)",
+        row.speed <= 0.75,
+        "Of the scheme's costs this is the counting alone: a table look-up in place of an addition, at the "
+        "same share of counting. What else his interpreter paid for (locks in each container, monitors, "
+        "a flag at each safe point) is not in it.",
+    )
+
+
+def _deltas_scale(figures: Figures) -> Claim:
+    row = _row(figures.literals, "calls", "deltas", 2)
+    return Claim(
+        "Their scalability is 90 % or more.",
+        f"[Olsen]({OLSEN})",
+        f"two threads do {row.scaling:.2f} × the work of one ({row.scaling / 2:.0%} of perfect)",
+        row.scaling / 2 >= OLSEN_SCALING,
+        "",
+    )
+
+
+def _only_the_collector_frees(figures: Figures) -> Claim:
+    churn = _row(figures.usual, "pipeline", "deltas", 2)
+    atomic = _row(figures.usual, "pipeline", "atomic", 2)
+    return Claim(
+        "An asynchronous object is freed by the collector alone.",
+        "python-safethread",
+        f"{_delay(figures.usual.reclaim['deltas'])}; up to {churn.most_cells:,} cells in memory where atomic "
+        f"has {atomic.most_cells:,} (pipeline)",
+        not figures.usual.reclaim["deltas"].reclaimed,
+        "",
+    )
+
+
+def _credits_cost_nothing(figures: Figures) -> Claim:
+    row = _row(figures.usual, "calls", "credits", 1)
+    foreign = _row(figures.literals, "calls", "credits", 1)
+    return Claim(
+        f"Credits keep at least {CREDITS_SPEED:.0%} of plain's speed in one thread.",
+        "refbuf",
+        f"{row.speed:.1%} (calls); where another thread has made all literals, {foreign.speed:.0%}, "
+        f"atomic {_row(figures.literals, 'calls', 'atomic', 1).speed:.0%}",
+        row.speed >= CREDITS_SPEED,
+        "",
+    )
+
+
+def _credits_scale(figures: Figures) -> Claim:
+    row = _row(figures.usual, "calls", "credits", 2)
+    foreign = _row(figures.literals, "calls", "credits", 2)
+    return Claim(
+        f"Two threads do at least {CREDITS_SCALING} × the work of one.",
+        "refbuf",
+        f"{row.scaling:.2f} × (calls); {foreign.scaling:.2f} × where another thread has made all literals",
+        row.scaling >= CREDITS_SCALING,
+        "",
+    )
+
+
+def _credits_free_promptly(figures: Figures) -> Claim:
+    reclaim = figures.usual.reclaim["credits"]
+    return Claim(
+        "An object is freed within two heartbeats of 10 ms, whoever sleeps.",
+        "refbuf",
+        _delay(reclaim),
+        reclaim.p99_ms is not None and reclaim.p99_ms <= 20,
+        "",
+    )
+
+
+def _delay(reclaim: Reclaim) -> str:
+    if reclaim.median_ms is None:
+        return NEVER
+    return f"median {reclaim.median_ms:.1f} ms, 99th percentile {reclaim.p99_ms:.1f} ms"
