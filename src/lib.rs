@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`core`] | buffers, registry, settling, the handshake; no Python in it |
 //! | `interp` | CPython: objects, threads, GC, fork, exit; one room a build kind |
-//! | [`lab`] | the laboratory: traces of counts, replayed through the schemes of 2007; no Python in it |
+//! | [`lab`] | the laboratory: the schemes of 2007, run and simulated; no Python in it |
 //! | [`client`] | how another Rust extension uses the installed refbuf |
 //! | [`Ref`] | a reference that any thread may clone and drop, attached or not |
 //! | `process` | both kinds of buffers together |

@@ -404,7 +404,8 @@ fn many_threads_leave_nothing<S: Scheme>() {
     }
     drop(last);
     scheme.rest();
-    let (made, freed) = (tallies.iter().map(|t| made(t)).sum::<u64>(), tallies.iter().map(|t| freed(t)).sum());
+    let made: u64 = tallies.iter().map(|tally| made(tally)).sum();
+    let freed: u64 = tallies.iter().map(|tally| freed(tally)).sum();
     assert!(made > 0);
     assert_eq!(made, freed, "a cell is left, or died twice");
 }
