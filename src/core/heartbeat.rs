@@ -19,8 +19,8 @@
 //! credits earlier and wakes nobody is found by that look.
 //!
 //! Starting and waking block on nobody, so that an increment may do both (R2):
-//! the handle that is woken is kept for good, a few words for each settler ever
-//! started (one, and one more after a fork).
+//! the handle that is woken is kept as long as the heartbeat, a few words for each
+//! settler ever started (one, and one more after a fork).
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -61,9 +61,8 @@ pub trait Host: Send + 'static {
 #[derive(Debug)]
 struct Settler {
     thread: thread::Thread,
-    /// The one before, which somebody may be waking still. Never read: it is kept
-    /// where leak checkers find it.
-    _before: *mut Settler,
+    /// The one before, which somebody may be waking still.
+    before: *mut Settler,
 }
 
 /// The settler thread and how others speak to it.
@@ -172,7 +171,7 @@ impl Heartbeat {
         // Acquire: pairs with the release in `run`.
         let handle = self.settler.load(Ordering::Acquire);
         if !handle.is_null() {
-            // SAFETY: handles are kept for good.
+            // SAFETY: handles live as long as `self`.
             unsafe { &*handle }.thread.unpark();
         }
     }
@@ -180,7 +179,7 @@ impl Heartbeat {
     /// Whether the calling thread is the settler: in a finalizer that it runs.
     pub fn is_here(&self) -> bool {
         let handle = self.settler.load(Ordering::Acquire);
-        // SAFETY: handles are kept for good.
+        // SAFETY: handles live as long as `self`.
         !handle.is_null() && unsafe { &*handle }.thread.id() == thread::current().id()
     }
 
@@ -219,9 +218,9 @@ impl Heartbeat {
 
     /// The settler's life.
     fn run<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host, number: u32) {
-        // Never freed: see the head of this file. One settler at a time gets here.
-        let _before = self.settler.load(Ordering::Acquire);
-        let handle = Box::into_raw(Box::new(Settler { thread: thread::current(), _before }));
+        // One settler at a time gets here.
+        let before = self.settler.load(Ordering::Acquire);
+        let handle = Box::into_raw(Box::new(Settler { thread: thread::current(), before }));
         self.settler.store(handle, Ordering::Release);
         loop {
             self.work(registry, host);
@@ -254,6 +253,16 @@ impl Heartbeat {
             } else if registry.fall_idle() {
                 thread::park();
             }
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        let mut settler = self.settler.load(Ordering::Acquire);
+        while !settler.is_null() {
+            // SAFETY: from a box, and on this list once; nobody else has `self` any more.
+            settler = unsafe { Box::from_raw(settler) }.before;
         }
     }
 }

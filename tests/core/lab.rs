@@ -378,9 +378,13 @@ fn churn<S: Scheme>(own: &mut S::Mutator<'_>, memory: &Memory<S::Head>, seed: u6
     }
 }
 
+/// Under valgrind, which runs one thread at a time, and slowly; or another sanitizer.
+fn is_watched() -> bool {
+    std::env::var_os("PROPTEST_CASES").is_some()
+}
+
 fn many_threads_leave_nothing<S: Scheme>() {
-    // Valgrind runs one thread at a time, and slowly.
-    let steps = if std::env::var_os("PROPTEST_CASES").is_some() { 2_000 } else { 100_000 };
+    let steps = if is_watched() { 2_000 } else { 100_000 };
     let tallies: Vec<Arc<Tally>> = (0..6).map(|_| Arc::default()).collect();
     let scheme = S::new(&options(), Common::new(tallies[5].clone(), None));
     let memory = Arc::new(Memory(Mutex::new(Vec::new())));
@@ -449,8 +453,10 @@ fn plan(threads: usize, maker: Maker, milliseconds: u64) -> Plan {
 fn every_program_leaves_nothing_with_any_scheme() {
     for &scheme in Which::ALL {
         for &workload in Workload::ALL {
-            for (threads, maker) in [(1, Maker::Worker), (3, Maker::Worker), (2, Maker::Waiter)] {
-                let outcome = run(scheme, workload, &plan(threads, maker, 10));
+            let crowds = [(2, Maker::Waiter), (1, Maker::Worker), (3, Maker::Worker)];
+            let (crowds, length) = if is_watched() { (&crowds[..1], 150) } else { (&crowds[..], 10) };
+            for &(threads, maker) in crowds {
+                let outcome = run(scheme, workload, &plan(threads, maker, length));
                 let what = format!("{} {} {threads}", scheme.name(), workload.name());
                 assert_eq!(outcome.leaked, 0, "{what}");
                 assert!(outcome.pairs > 0 && outcome.pairs_per_second > 0.0, "{what}");
@@ -462,7 +468,8 @@ fn every_program_leaves_nothing_with_any_scheme() {
 #[test]
 fn cells_die_when_their_scheme_says() {
     for &scheme in Which::ALL {
-        let settings = Options { heartbeat: Duration::from_millis(4), ..options() };
+        let heartbeat = Duration::from_millis(if is_watched() { 60 } else { 4 });
+        let settings = Options { heartbeat, ..options() };
         let delays = reclaim(scheme, &settings, 6);
         assert!(!delays.is_empty());
         if scheme == Which::Deltas {
