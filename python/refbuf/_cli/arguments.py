@@ -21,15 +21,17 @@ def number(kind: Callable[[str], float], least: float, most: float) -> Callable[
     return convert
 
 
-def names(command: str, what: str, text: str | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The names in a list with commas, in the order of `known`; all if there is none."""
+def names(
+    command: str, what: str, text: str | None, known: Sequence[str], *, as_given: bool = False
+) -> tuple[str, ...]:
+    """The names in a list with commas, in the order of `known` or of the list; all if there is none."""
     if text is None:
         return tuple(known)
     given = [name.strip() for name in text.split(",")]
     for name in given:
         if name not in known:
             raise CommandError(f"{command}: unknown {what} {name!r}: there are {', '.join(known)}")
-    return tuple(name for name in known if name in given)
+    return tuple(dict.fromkeys(given)) if as_given else tuple(name for name in known if name in given)
 
 
 def counts(command: str, option: str, text: str, most: int) -> list[int]:

@@ -1,8 +1,7 @@
 """`python -m refbuf bench`: what shared objects cost, with refbuf and without."""
 
-import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .. import workloads
@@ -10,6 +9,7 @@ from .._bench import machine
 from .._bench.measure import DETACHED, STOCK, Matrix, NothingDone, Results, measure
 from .._refbuf import build_info, work_iteration_ns
 from . import CommandError, Parser
+from .arguments import counts, names, number
 from .files import INSTALL, check_installed, check_writable, picture_kind, write
 
 COMMAND = "bench"
@@ -41,15 +41,15 @@ QUICK_LIMIT = 25.0
 DEFAULT_SAMPLES, QUICK_SAMPLES = 200, 40
 MOST_THREADS = 4096
 MOST_ROUNDS = 1000
-MOST_SECONDS = 3600.0
+LEAST_SECONDS, MOST_SECONDS = 1e-6, 3600.0
 MOST_WORK_NS = 1e6
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measures and reports; returns the exit status."""
     options = _parser().parse_args(arguments)
-    chosen_workloads = _names("workload", options.workloads, workloads.WORKLOADS)
-    chosen_variants = _names("variant", options.variants or _usual(), workloads.VARIANTS)
+    chosen_workloads = names(COMMAND, "workload", options.workloads, workloads.WORKLOADS)
+    chosen_variants = names(COMMAND, "variant", options.variants or _usual(), workloads.VARIANTS)
     chosen_threads = _threads(options.threads)
     # All that can fail does so before minutes of measuring.
     suffix = picture_kind(COMMAND, options.plot)
@@ -158,53 +158,25 @@ def _parser() -> Parser:
     add(
         "--work-ns",
         metavar="N",
-        type=_work_ns,
+        type=number(float, 0, MOST_WORK_NS),
         default=0.0,
         help="nanoseconds of other work beside each pair (default: 0)",
     )
     add(
         "--rounds",
         metavar="N",
-        type=_rounds,
+        type=number(int, 1, MOST_ROUNDS),
         help=f"rounds to take medians of (default: {DEFAULT_ROUNDS}, quick: {QUICK_ROUNDS})",
     )
     add(
         "--seconds",
         metavar="S",
-        type=_seconds,
+        type=number(float, LEAST_SECONDS, MOST_SECONDS),
         help="seconds of each single run (default: so that all take about three minutes)",
     )
     add("--json", metavar="FILE", help="write the results and all about the machine")
     add("--plot", metavar="FILE.png", help="write a picture of throughput over threads (png, svg or pdf)")
     return parser
-
-
-def _number(kind: Callable[[str], float], text: str) -> float:
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def _rounds(text: str) -> int:
-    rounds = int(_number(int, text))
-    if not 1 <= rounds <= MOST_ROUNDS:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_ROUNDS}, not {rounds}")
-    return rounds
-
-
-def _seconds(text: str) -> float:
-    seconds = _number(float, text)
-    if not 0 < seconds <= MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most {MOST_SECONDS:g}, not {text}")
-    return seconds
-
-
-def _work_ns(text: str) -> float:
-    work = _number(float, text)
-    if not 0 <= work <= MOST_WORK_NS:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {MOST_WORK_NS:g}, not {text}")
-    return work
 
 
 def _usual() -> str | None:
@@ -214,24 +186,8 @@ def _usual() -> str | None:
     return ",".join(name for name in workloads.VARIANTS if name not in ("refbuf", "refbuf-call"))
 
 
-def _names(what: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in a list with commas, in the order of `known`."""
-    if text is None:
-        return known
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise CommandError(f"bench: unknown {what} {name!r}: there are {', '.join(known)}")
-    return tuple(name for name in known if name in names)
-
-
 def _threads(text: str | None) -> list[int]:
     if text is None:
         most = machine.cpus()
         return [1 << power for power in range(most.bit_length()) if 1 << power <= most]
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MOST_THREADS for part in parts):
-        raise CommandError(
-            f"bench: --threads takes whole numbers from 1 to {MOST_THREADS} with commas between, not {text!r}"
-        )
-    return [int(part) for part in parts]
+    return counts(COMMAND, "--threads", text, MOST_THREADS)

@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ... import workloads
@@ -12,6 +12,7 @@ from ..._bench import machine
 from ..._refbuf import HASHES, MOST_SIMULATED_THREADS, SCHEMES, TABLES, Trace, calibrate_costs
 from ..._simulate.estimate import Check, Row, Setting, Unbalanced, check, curves, tables
 from .. import CommandError, Parser
+from ..arguments import names, number
 from ..files import check_installed, check_writable, picture_kind, read, write
 
 COMMAND = "lab simulate"
@@ -40,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     """Simulates and reports; returns the exit status."""
     options = _parser().parse_args(arguments)
     # All that can fail does so before anything is measured.
-    schemes = _names("scheme", options.schemes, SCHEMES)
-    hashes = _names("hash", options.hash, HASHES) if options.hash else (HASHES[0],)
+    schemes = names(COMMAND, "scheme", options.schemes, SCHEMES, as_given=True)
+    hashes = names(COMMAND, "hash", options.hash, HASHES, as_given=True) if options.hash else (HASHES[0],)
     threads = sorted({1, *_threads(options.threads)})
     slots = _slots(options.slots)
     given = _costs(options.cost)
@@ -221,21 +222,21 @@ def _parser() -> Parser:
     add(
         "--pairs",
         metavar="N",
-        type=_number(int, 1, MOST_PAIRS),
+        type=number(int, 1, MOST_PAIRS),
         help="pairs of each simulated thread, half of them for warming up (default: 400,000 shared by the "
         "threads, at least 4,000 each)",
     )
     add(
         "--work-ns",
         metavar="N",
-        type=_number(float, 0, MOST_WORK_NS),
+        type=number(float, 0, MOST_WORK_NS),
         default=0.0,
         help="nanoseconds of other work beside each pair, on top of the workload's own (default: 0)",
     )
     add(
         "--cache-kib",
         metavar="N",
-        type=_number(int, 1, MOST_CACHE_KIB),
+        type=number(int, 1, MOST_CACHE_KIB),
         help="KiB of each private cache (default: this machine's second level)",
     )
     add(
@@ -254,30 +255,6 @@ def _parser() -> Parser:
     add("--json", metavar="FILE", help="write the results and all about the machine")
     add("--plot", metavar="FILE.png", help="write a picture of the curves (png, svg or pdf)")
     return parser
-
-
-def _number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be from {least:g} to {most:g}, not {text}")
-        return value
-
-    return convert
-
-
-def _names(what: str, text: str | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The names in a list with commas, in its order."""
-    if text is None:
-        return tuple(known)
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise CommandError(f"{COMMAND}: unknown {what} {name!r}: there are {', '.join(known)}")
-    return tuple(dict.fromkeys(names))
 
 
 def _threads(text: str) -> list[int]:
@@ -327,7 +304,7 @@ def _costs(given: Sequence[str]) -> dict[str, float]:
         if name not in NAMES:
             raise CommandError(f"{COMMAND}: unknown cost {name!r}: there are {', '.join(NAMES)}")
         try:
-            costs[name] = _number(float, 0, MOST_COST)(value)
+            costs[name] = number(float, 0, MOST_COST)(value)
         except argparse.ArgumentTypeError as error:
             raise CommandError(f"{COMMAND}: --cost {name}: {error}") from None
     return costs
