@@ -32,7 +32,7 @@ class Figures(NamedTuple):
     """What the claims are judged by."""
 
     usual: Results
-    """All programs, with the default part of shared literals, made by a worker."""
+    """All programs, with the default part of shared literals, made by the main thread."""
     literals: Results
     """`calls` alone, where all literals are shared and another thread has made them."""
 

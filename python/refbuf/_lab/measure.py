@@ -12,6 +12,12 @@ from .._refbuf import PROGRAMS, SCHEMES, calibrate_program, reclaim_delays, run_
 
 PLAIN = "plain"
 
+MAKERS = {
+    "main": "the main thread, which works if it is the only one, and waits for the others if not",
+    "worker": "the first of the threads that work",
+    "waiter": "a thread that waits meanwhile",
+}
+
 
 class Matrix(NamedTuple):
     """What is to be measured."""
@@ -26,8 +32,8 @@ class Matrix(NamedTuple):
     """The part of the time of one thread that counting has under `plain`."""
     shared: float = 0.25
     """The part of the literals of `calls` that threads share."""
-    made_by_worker: bool = True
-    """What threads share was made by the first of them, not by a thread that waits."""
+    made_by: str = "main"
+    """Who has made what threads share: see `MAKERS`."""
     heartbeat_ms: float = 10.0
     slots: int = 1024
     samples: int = 100
@@ -122,7 +128,7 @@ def _run(matrix: Matrix, cell: Cell, number: int, calibration: dict[str, float])
             seconds=matrix.seconds,
             work=int(calibration["work"]),
             share=matrix.shared,
-            made_by_worker=matrix.made_by_worker,
+            made_by_worker=matrix.made_by == "worker" or (matrix.made_by == "main" and cell.threads == 1),
             seed=number,
             heartbeat_ms=matrix.heartbeat_ms,
             slots=matrix.slots,

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .measure import Reclaim, Results, Row
+from .measure import MAKERS, Reclaim, Results, Row
 
 NEVER = "never, until collected"
 
@@ -16,12 +16,12 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
     """What is measured, and what confounds it."""
     load = meta["load_average"]
     load_here = f"load average {load[0]:.1f} on " if load else ""
-    maker = "the first of them" if meta["made_by_worker"] else "a thread that waits meanwhile"
     for line in (
         f"[bold]refbuf {meta['version']}: the schemes of the 2007 discussion[/bold], {meta['cpu']}",
         "Cells of the laboratory's own, no Python. A pair is one increment and one decrement, with the "
-        f"work beside it; what threads share was made by {maker}. Speed: of one thread, against plain's. "
-        "Scaling: of all threads, against one of the same scheme. plain's threads take turns.",
+        f"work beside it. What threads share was made by {MAKERS[meta['made_by']]}. Speed: of one "
+        "thread, against plain's. Scaling: of all threads, against one of the same scheme. plain's "
+        "threads take turns.",
         f"Medians of {meta['rounds']} rounds, {meta['seconds']:g} s a run, schemes in turn. Confounders: "
         f"other work ({load_here}{meta['cpus']} CPUs), changing clock speed, cores that share hardware.",
         *calibration_lines(meta),

@@ -190,6 +190,39 @@ impl Drop for Credits {
 }
 
 impl Thread<'_> {
+    /// Not inlined: the owner's path, which is one addition, stays short.
+    ///
+    /// # Safety
+    ///
+    /// There is another reference; another thread owns the cell, or none.
+    #[inline(never)]
+    unsafe fn increment_foreign(&mut self, cell: At<Head>) {
+        // SAFETY: this thread's, until it is retired.
+        let buffer = unsafe { self.handle.as_ref() };
+        let aside = buffer.skips();
+        if aside || !buffer.spend(cell.address()) {
+            // SAFETY: the caller's promise.
+            unsafe { self.increment_missed(cell, aside) };
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The caller has the reference, and loses it; another thread owns the cell, or none.
+    #[inline(never)]
+    unsafe fn decrement_foreign(&mut self, cell: At<Head>) {
+        // SAFETY: this thread's, until it is retired.
+        let buffer = unsafe { self.handle.as_ref() };
+        let aside = buffer.skips();
+        if aside || !buffer.refund(cell.address()) {
+            // SAFETY: the caller's promise.
+            unsafe { self.decrement_missed(cell, aside) };
+        }
+        if buffer.gate().is_parked() {
+            self.release_parked();
+        }
+    }
+
     /// # Safety
     ///
     /// There is another reference; another thread owns the cell, or none.
@@ -279,12 +312,9 @@ unsafe impl Mutator for Thread<'_> {
             if head.is_owned_by(self.inner.number()) {
                 return head.increment_local();
             }
-            let buffer = self.handle.as_ref();
-            let aside = buffer.skips();
-            if aside || !buffer.spend(cell.address()) {
-                self.increment_missed(cell, aside);
-            }
         }
+        // SAFETY: as above.
+        unsafe { self.increment_foreign(cell) }
     }
 
     #[inline(always)]
@@ -298,15 +328,9 @@ unsafe impl Mutator for Thread<'_> {
                 }
                 return;
             }
-            let buffer = self.handle.as_ref();
-            let aside = buffer.skips();
-            if aside || !buffer.refund(cell.address()) {
-                self.decrement_missed(cell, aside);
-            }
-            if buffer.gate().is_parked() {
-                self.release_parked();
-            }
         }
+        // SAFETY: as above.
+        unsafe { self.decrement_foreign(cell) }
     }
 
     #[inline(always)]

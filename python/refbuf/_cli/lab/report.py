@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     check_installed(COMMAND, paths["lab.png"])
 
     matrix = Matrix(tuple(SCHEMES), tuple(PROGRAMS), THREADS, options.rounds, options.seconds)
-    foreign = matrix._replace(workloads=("calls",), shared=1.0, made_by_worker=False)
+    foreign = matrix._replace(workloads=("calls",), shared=1.0, made_by="waiter")
     meta = run.describe(matrix, shlex.join(["python", "-m", "refbuf", *COMMAND.split(), *arguments]))
     figures = Figures(run.run(COMMAND, matrix), run.run(COMMAND, foreign))
     meta["calibrations"] = figures.usual.calibrations

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..._bench import machine
-from ..._lab.measure import PLAIN, Matrix, Results, measure, steps
+from ..._lab.measure import MAKERS, PLAIN, Matrix, Results, measure, steps
 from ..._refbuf import PROGRAMS, SCHEMES
 from .. import CommandError, Parser
 from ..arguments import counts, names, number
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         seconds=options.seconds,
         counting_share=options.counting_share,
         shared=options.shared,
-        made_by_worker=options.made_by == "worker",
+        made_by=options.made_by,
         heartbeat_ms=options.heartbeat,
     )
     meta = describe(matrix, shlex.join(["python", "-m", "refbuf", *COMMAND.split(), *arguments]))
@@ -127,9 +127,11 @@ def _parser() -> Parser:
     )
     add(
         "--made-by",
-        choices=("worker", "waiter"),
-        default="worker",
-        help="who makes what threads share: the first of them, or a thread that waits (default: worker)",
+        choices=tuple(MAKERS),
+        default=Matrix._field_defaults["made_by"],
+        help="who makes what threads share: "
+        + "; ".join(f"{name}: {what}" for name, what in MAKERS.items())
+        + " (default: main)",
     )
     add(
         "--counting-share",
