@@ -13,8 +13,8 @@
 #define HELD 512
 
 /* Set by stay_detached(): threads that have let go of the interpreter do not come back.
- * In 3.13 free-threaded, one that does so while the interpreter goes away may run with a
- * thread state that has been freed (python/cpython issue 124878). */
+ * In 3.13, one that does so while the interpreter goes away may run with a thread state
+ * that has been freed (python/cpython issue 124878; 3.14 counts who uses one). */
 static int staying;
 
 static void come_back(void)
