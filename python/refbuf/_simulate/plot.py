@@ -8,17 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .._lab.plot import STYLES
 from .estimate import Row
-
-# Colours as in the benchmark's picture; those two that are measured there keep theirs.
-_STYLES: dict[str, dict[str, Any]] = {
-    "plain": {"color": "#e69f00", "marker": "^"},
-    "atomic": {"color": "#d55e00", "marker": "x"},
-    "thread-count": {"color": "#cc79a7", "marker": "v"},
-    "deltas": {"color": "#009e73", "marker": "D"},
-    "biased": {"color": "#5b5b5b", "marker": "s"},
-    "credits": {"color": "#0072b2", "marker": "o"},
-}
 
 
 def draw(rows: Sequence[Row], meta: dict[str, Any], suffix: str) -> bytes:
@@ -58,7 +49,7 @@ def _curves(axes: Axes, rows: Sequence[Row], values: Sequence[float]) -> None:
         points = [
             (row.threads, value) for row, value in zip(rows, values, strict=True) if row.scheme == scheme
         ]
-        axes.plot(*zip(*points, strict=True), label=scheme, linewidth=1.8, markersize=5, **_STYLES[scheme])
+        axes.plot(*zip(*points, strict=True), label=scheme, linewidth=1.8, markersize=5, **STYLES[scheme])
     axes.set_xscale("log", base=2)
     axes.set_xticks(threads, [str(count) for count in threads], minor=False)
     axes.minorticks_off()
