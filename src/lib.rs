@@ -11,6 +11,7 @@
 //! | [`lab`] | the laboratory: the schemes of 2007, run and simulated; no Python in it |
 //! | [`client`] | how another Rust extension uses the installed refbuf |
 //! | [`Ref`] | a reference that any thread may clone and drop, attached or not |
+//! | `start` | where the threads of a run wait for each other |
 //! | `process` | both kinds of buffers together |
 //! | `capi` | the exported C symbols and the capsule |
 //! | `workloads` | multithreaded drivers on real objects, for tests and benchmarks |
@@ -32,6 +33,8 @@ mod interp;
 mod process;
 #[cfg(feature = "python")]
 mod py;
+#[cfg(not(loom))]
+mod start;
 #[cfg(feature = "python")]
 mod workloads;
 

@@ -6,6 +6,7 @@
 //! | [`scheme`] | what a scheme is to a program |
 //! | [`schemes`] | the schemes |
 //! | [`gil`], [`world`] | a lock handed over as CPython's; threads that can be stopped |
+//! | [`names`] | what schemes and workloads are called |
 //! | [`programs`] | what threads do with cells |
 //! | [`run`] | a program on a scheme, measured |
 //! | [`work`], [`calibrate`] | what a program does besides counting, and how much of it |
@@ -17,6 +18,8 @@ pub mod calibrate;
 pub mod cell;
 #[cfg(not(loom))]
 pub mod gil;
+#[cfg(not(loom))]
+pub mod names;
 #[cfg(not(loom))]
 pub mod programs;
 #[cfg(not(loom))]

@@ -1,13 +1,13 @@
 //! Runs a program on a scheme, with many threads, and measures it.
 
-use std::fmt;
-use std::str::FromStr;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{mpsc, Arc, Barrier};
+use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::cell::{At, Cell};
+use super::names::{SchemeName, Workload};
 use super::programs::calls::Calls;
 use super::programs::churn::Churn;
 use super::programs::graph::Graph;
@@ -23,90 +23,10 @@ use super::schemes::deltas::Deltas;
 use super::schemes::plain::Plain;
 use super::schemes::thread_count::ThreadCount;
 use super::work::Work;
+use crate::start::Start;
 
 /// Between two looks at how many cells are alive.
 const LOOK: Duration = Duration::from_millis(2);
-
-/// Names of one kind.
-macro_rules! names {
-    ($(#[$about:meta])* $kind:ident, $what:literal, $($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $kind { $($(#[$doc])* $variant,)* }
-
-        impl $kind {
-            /// All of them, in the order of the tables.
-            pub const ALL: &'static [$kind] = &[$($kind::$variant),*];
-
-            /// Its name on the command line.
-            pub fn name(self) -> &'static str {
-                match self { $($kind::$variant => $name,)* }
-            }
-        }
-
-        impl FromStr for $kind {
-            type Err = Unknown;
-
-            fn from_str(name: &str) -> Result<$kind, Unknown> {
-                $kind::ALL.iter().copied().find(|kind| kind.name() == name).ok_or_else(|| Unknown {
-                    what: $what,
-                    name: name.to_owned(),
-                    known: $kind::ALL.iter().map(|kind| kind.name()).collect(),
-                })
-            }
-        }
-    };
-}
-
-names! {
-    /// The schemes.
-    Which, "scheme",
-    /// A lock that threads hand over.
-    Plain = "plain",
-    /// Atomic counts.
-    Atomic = "atomic",
-    /// Tulloss: a count for each thread, and one of threads.
-    ThreadCount = "thread-count",
-    /// Olsen: buffered deltas.
-    Deltas = "deltas",
-    /// CPython 3.13, free-threaded.
-    Biased = "biased",
-    /// refbuf.
-    Credits = "credits",
-}
-
-names! {
-    /// The programs.
-    Workload, "workload",
-    /// Nested calls with their literals.
-    Calls = "calls",
-    /// Cells of the thread's own.
-    Private = "private",
-    /// A shared graph, walked and rewired.
-    Graph = "graph",
-    /// From thread to thread.
-    Pipeline = "pipeline",
-    /// Short lives.
-    Churn = "churn",
-    /// Shared cells, few of them often.
-    Zipf = "zipf",
-}
-
-/// No scheme, or workload, of that name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unknown {
-    what: &'static str,
-    name: String,
-    known: Vec<&'static str>,
-}
-
-impl fmt::Display for Unknown {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "unknown {} {:?}: there are {}", self.what, self.name, self.known.join(", "))
-    }
-}
-
-impl std::error::Error for Unknown {}
 
 /// Who makes the cells that threads share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,20 +71,21 @@ pub struct Outcome {
     pub leaked: i64,
 }
 
-/// Runs a workload on a scheme.
-pub fn run(which: Which, workload: Workload, plan: &Plan) -> Outcome {
+/// Runs a workload on a scheme. Fails where the system gives fewer threads than asked
+/// for.
+pub fn run(which: SchemeName, workload: Workload, plan: &Plan) -> io::Result<Outcome> {
     match which {
-        Which::Plain => on::<Plain>(workload, plan),
-        Which::Atomic => on::<Atomic>(workload, plan),
-        Which::ThreadCount => on::<ThreadCount>(workload, plan),
-        Which::Deltas => on::<Deltas>(workload, plan),
-        Which::Biased => on::<Biased>(workload, plan),
-        Which::Credits => on::<Credits>(workload, plan),
+        SchemeName::Plain => on::<Plain>(workload, plan),
+        SchemeName::Atomic => on::<Atomic>(workload, plan),
+        SchemeName::ThreadCount => on::<ThreadCount>(workload, plan),
+        SchemeName::Deltas => on::<Deltas>(workload, plan),
+        SchemeName::Biased => on::<Biased>(workload, plan),
+        SchemeName::Credits => on::<Credits>(workload, plan),
     }
 }
 
 /// Runs a workload on a scheme known by its type.
-pub fn on<S: Scheme>(workload: Workload, plan: &Plan) -> Outcome {
+pub fn on<S: Scheme>(workload: Workload, plan: &Plan) -> io::Result<Outcome> {
     match workload {
         Workload::Calls => measure::<S, Calls<S>>(plan),
         Workload::Private => measure::<S, Private>(plan),
@@ -180,7 +101,7 @@ struct Crowd<'c, S: Scheme> {
     scheme: &'c S,
     plan: &'c Plan,
     stop: AtomicBool,
-    ready: Barrier,
+    start: Start,
 }
 
 /// What one of them did.
@@ -190,18 +111,12 @@ struct Share {
     cpu: Duration,
 }
 
-fn measure<S: Scheme, P: Program<S>>(plan: &Plan) -> Outcome {
+fn measure<S: Scheme, P: Program<S>>(plan: &Plan) -> io::Result<Outcome> {
     let threads = plan.setting.threads;
     let tallies: Vec<Arc<Tally>> = (0..threads + 3).map(|_| Arc::default()).collect();
     let common = |index: usize| Common::new(tallies[index].clone(), None);
     let scheme = S::new(&plan.options, common(threads));
-    let crowd = Crowd {
-        scheme: &scheme,
-        plan,
-        stop: AtomicBool::new(false),
-        // The threads, and this one.
-        ready: Barrier::new(threads + 1),
-    };
+    let crowd = Crowd { scheme: &scheme, plan, stop: AtomicBool::new(false), start: Start::default() };
     // A maker that waits keeps its place, and with it what it owns.
     let mut waiter = (plan.maker == Maker::Waiter).then(|| scheme.start(common(threads + 1)));
     let mut shared = waiter.as_mut().map(|maker| {
@@ -210,22 +125,31 @@ fn measure<S: Scheme, P: Program<S>>(plan: &Plan) -> Outcome {
         Arc::new(shared)
     });
     let mut most_cells = 0;
-    let shares: Vec<Share> = thread::scope(|scope| {
+    let shares: io::Result<Vec<Share>> = thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel::<Arc<P>>();
         let (crowd, mut running) = (&crowd, Vec::new());
         for thread in 0..threads {
             let common = common(thread);
             let makes = (thread == 0 && shared.is_none()).then(|| sender.clone());
             let given = shared.clone();
-            running.push(scope.spawn(move || one_thread::<S, P>(crowd, thread, common, makes, given)));
+            let work = move || one_thread::<S, P>(crowd, thread, common, makes, given);
+            match thread::Builder::new().spawn_scoped(scope, work) {
+                Ok(thread) => running.push(thread),
+                Err(error) => {
+                    crowd.start.decide(None);
+                    let few = format!("the system gives {thread} of {threads} threads: {error}");
+                    return Err(io::Error::new(error.kind(), few));
+                }
+            }
             if shared.is_none() {
                 shared = Some(receiver.recv().unwrap_or_else(|_| panic!("the first thread failed")));
             }
         }
-        crowd.ready.wait();
+        crowd.start.await_ready(threads);
+        crowd.start.decide(Some(Instant::now()));
         most_cells = watch(&tallies, plan.length);
         crowd.stop.store(true, Ordering::Relaxed);
-        running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panic!("a thread failed"))).collect()
+        Ok(running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panic!("a thread failed"))).collect())
     });
     if let Some(maker) = waiter.as_mut() {
         maker.resume();
@@ -238,7 +162,7 @@ fn measure<S: Scheme, P: Program<S>>(plan: &Plan) -> Outcome {
     let bytes = [S::header_bytes(), size_of::<Cell<S::Head>>(), scheme.thread_bytes()];
     let more_atomics = scheme.more_atomics();
     drop(scheme);
-    sum_up(&shares, &tallies, more_atomics, most_cells, bytes)
+    Ok(sum_up(&shares?, &tallies, more_atomics, most_cells, bytes))
 }
 
 fn one_thread<S: Scheme, P: Program<S>>(
@@ -257,12 +181,15 @@ fn one_thread<S: Scheme, P: Program<S>>(
     let mut mine = shared.begin(&mut own, setting, thread);
     let mut run = Run { thread, work: Work::new(setting.work), pairs: 0, stop: &crowd.stop };
     own.suspend();
-    crowd.ready.wait();
-    // From here, so that waiting for a lock counts.
-    let (began, cpu_before) = (Instant::now(), cpu_time());
+    let go = crowd.start.ready();
+    let cpu_before = cpu_time();
     own.resume();
-    shared.work(&mut own, &mut mine, &mut run);
-    let (elapsed, cpu) = (began.elapsed(), cpu_time().saturating_sub(cpu_before));
+    if go.is_some() {
+        shared.work(&mut own, &mut mine, &mut run);
+    }
+    // From when all were sent off, so that waiting for a lock counts.
+    let elapsed = go.map_or(Duration::ZERO, |go| go.elapsed());
+    let cpu = cpu_time().saturating_sub(cpu_before);
     while let Some(cell) = own.common().stack.pop() {
         // SAFETY: the stack's reference.
         unsafe { own.decrement(cell) };
@@ -316,18 +243,18 @@ fn sum_up(shares: &[Share], tallies: &[Arc<Tally>], more_atomics: u64, most_cell
 }
 
 /// How long cells live without any reference: in nanoseconds, for each sample; none where it
-/// was not freed before a collection, or the end.
+/// was not freed before a collection, or the end. Fails as `run` does.
 ///
 /// The cell's maker drops the last reference, while two other threads that have just
 /// counted it sleep.
-pub fn reclaim(which: Which, options: &Options, samples: u32) -> Vec<Option<u64>> {
+pub fn reclaim(which: SchemeName, options: &Options, samples: u32) -> io::Result<Vec<Option<u64>>> {
     match which {
-        Which::Plain => reclaim_on::<Plain>(options, samples),
-        Which::Atomic => reclaim_on::<Atomic>(options, samples),
-        Which::ThreadCount => reclaim_on::<ThreadCount>(options, samples),
-        Which::Deltas => reclaim_on::<Deltas>(options, samples),
-        Which::Biased => reclaim_on::<Biased>(options, samples),
-        Which::Credits => reclaim_on::<Credits>(options, samples),
+        SchemeName::Plain => reclaim_on::<Plain>(options, samples),
+        SchemeName::Atomic => reclaim_on::<Atomic>(options, samples),
+        SchemeName::ThreadCount => reclaim_on::<ThreadCount>(options, samples),
+        SchemeName::Deltas => reclaim_on::<Deltas>(options, samples),
+        SchemeName::Biased => reclaim_on::<Biased>(options, samples),
+        SchemeName::Credits => reclaim_on::<Credits>(options, samples),
     }
 }
 
@@ -340,19 +267,20 @@ const LOST: u32 = 5;
 /// With so many lost one after the other, all will be.
 const ALL_LOST: u32 = 5;
 
-fn reclaim_on<S: Scheme>(options: &Options, samples: u32) -> Vec<Option<u64>> {
+fn reclaim_on<S: Scheme>(options: &Options, samples: u32) -> io::Result<Vec<Option<u64>>> {
     let probes = Arc::new(Probes::new(samples as usize));
     let common = || Common::new(Arc::default(), Some(probes.clone()));
     let scheme = S::new(options, common());
     let delays = thread::scope(|scope| {
         let (done, all_done) = mpsc::channel();
-        let touchers: Vec<mpsc::Sender<At<S::Head>>> = (0..TOUCHERS)
-            .map(|_| {
-                let ((sender, cells), done, common, scheme) = (mpsc::channel(), done.clone(), common(), &scheme);
-                scope.spawn(move || touch::<S>(&mut scheme.start(common), &cells, &done));
-                sender
-            })
-            .collect();
+        let mut touchers: Vec<mpsc::Sender<At<S::Head>>> = Vec::new();
+        for _ in 0..TOUCHERS {
+            let ((sender, cells), done, common, scheme) = (mpsc::channel(), done.clone(), common(), &scheme);
+            let life = move || touch::<S>(&mut scheme.start(common), &cells, &done);
+            // Where it fails, those that are there end with their channels.
+            thread::Builder::new().spawn_scoped(scope, life)?;
+            touchers.push(sender);
+        }
         let mut maker = scheme.start(common());
         let (mut delays, mut lost) = (Vec::new(), 0);
         for sample in 0..samples {
@@ -379,7 +307,7 @@ fn reclaim_on<S: Scheme>(options: &Options, samples: u32) -> Vec<Option<u64>> {
         }
         drop(touchers);
         drop(maker);
-        delays
+        Ok(delays)
     });
     scheme.rest();
     delays

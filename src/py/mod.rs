@@ -1,7 +1,7 @@
 //! The Python module `refbuf._refbuf`. What users import is `python/refbuf`.
 
-mod lab;
-mod schemes;
+mod programs;
+mod traces;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -193,6 +193,6 @@ fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run_workload, module)?)?;
     module.add_function(wrap_pyfunction!(touch, module)?)?;
     module.add_function(wrap_pyfunction!(work_iteration_ns, module)?)?;
-    lab::add_to(module)?;
-    schemes::add_to(module)
+    traces::add_to(module)?;
+    programs::add_to(module)
 }

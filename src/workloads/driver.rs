@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use super::share::{ring, Channels, Share};
 use crate::detached::Ref;
 use crate::interp::unwinding::detached as without_interpreter;
 use crate::process;
+use crate::start::Start;
 
 /// How often a run for a time looks whether a thread has failed.
 const LOOK_AT_STOP: Duration = Duration::from_millis(20);
@@ -28,47 +28,6 @@ struct Run {
     plan: Plan,
     start: Start,
     stop: AtomicBool,
-}
-
-/// Holds threads back until all are ready, or sends them home.
-#[derive(Default)]
-struct Start {
-    state: Mutex<StartState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct StartState {
-    ready: usize,
-    /// Go, since then; or do not.
-    decision: Option<Option<Instant>>,
-}
-
-impl Start {
-    /// A worker is set up, or has failed: waits for the decision.
-    fn ready(&self) -> Option<Instant> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.ready += 1;
-        self.changed.notify_all();
-        loop {
-            if let Some(go) = state.decision {
-                return go;
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn await_ready(&self, threads: usize) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.ready < threads {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn decide(&self, go: Option<Instant>) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).decision = Some(go);
-        self.changed.notify_all();
-    }
 }
 
 /// Worker threads of all runs.

@@ -10,8 +10,8 @@
 mod accounts;
 #[path = "../driver/mod.rs"]
 mod driver;
-mod lab;
 mod model;
+mod models;
 mod schemes;
 mod simulation;
 mod stress;

@@ -1,229 +1,537 @@
-//! What each scheme does to counts, against atomics and lines counted by hand.
+//! Every scheme of the laboratory against an exact model, then with many threads.
+//!
+//! Cells are really allocated and really freed: a reference too few is a use after free,
+//! which sanitizers see, and a death that the model forbids; one too many is a cell that the
+//! end of a test finds alive.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use refbuf::lab::simulate::cache::Use;
-use refbuf::lab::simulate::hash::Hash;
-use refbuf::lab::simulate::model::biased::Biased;
-use refbuf::lab::simulate::model::credits::Credits;
-use refbuf::lab::simulate::model::deltas::Deltas;
-use refbuf::lab::simulate::model::plain::Single;
-use refbuf::lab::simulate::model::thread_count::ThreadCount;
-use refbuf::lab::simulate::model::{Cast, Model, Plan, Thing};
+use refbuf::lab::cell::{At, EDGES};
+use refbuf::lab::gil::Gil;
+use refbuf::lab::names::{SchemeName, Workload};
+use refbuf::lab::programs::Setting;
+use refbuf::lab::run::{reclaim, run, Maker, Plan};
+use refbuf::lab::scheme::{Common, Mutator, Options, Probes, Roots, Scheme, Tally};
+use refbuf::lab::schemes::{atomic::Atomic, biased::Biased, credits::Credits, deltas::Deltas};
+use refbuf::lab::schemes::{plain::Plain, thread_count::ThreadCount};
 
+/// Threads of the model, which take turns in one.
 const THREADS: usize = 3;
 
-/// Objects one line apart, 16 in number: those with even numbers are thread 0's,
-/// those with odd ones nobody's.
-fn things(mortal: bool) -> Vec<Thing> {
-    let thing = |number: u32| Thing {
-        address: 0x7F00_0000_0000 + u64::from(number) * 64,
-        line: number,
-        owner: (number % 2 == 0).then_some(0),
-        immortal: false,
-        mortal,
-    };
-    (0..16).map(thing).collect()
-}
-
-fn cast(things: &[Thing], slots: usize) -> Cast<'_> {
-    Cast { things, threads: THREADS, slots, hash: Hash::Multiply }
-}
-
-/// Lines and their uses by one operation.
-fn count(model: &mut dyn Model, thread: usize, object: u32, up: bool) -> Vec<(u32, Use)> {
-    let mut plan = Plan::default();
-    model.count(thread, object, up, &mut plan);
-    plan.touches
-}
-
-fn atomics(model: &mut dyn Model, operations: &[(usize, u32, bool)]) -> usize {
-    let touches = operations.iter().flat_map(|(thread, object, up)| count(model, *thread, *object, *up));
-    touches.filter(|(_, how)| how.is_atomic()).count()
-}
-
-const UP: bool = true;
-const DOWN: bool = false;
-
-#[test]
-fn plain_and_atomic_touch_the_object_each_time() {
-    let things = things(false);
-    for how in [Use::Write, Use::Atomic] {
-        let mut model = Single::new(cast(&things, 1), how);
-        assert_eq!(count(&mut model, 0, 3, UP), [(3, how)]);
-        assert_eq!(count(&mut model, 1, 3, DOWN), [(3, how)]);
-        assert_eq!(model.references(3), things[3].references());
+/// Small enough that tables collide, collections run, and the settler comes by.
+fn options() -> Options {
+    Options {
+        switch_interval: Duration::from_micros(100),
+        deltas: 2,
+        collect_every: 4,
+        slots: 2,
+        heartbeat: Duration::from_micros(200),
     }
 }
 
-#[test]
-fn a_thread_count_is_touched_when_a_counter_leaves_zero_and_when_it_comes_back() {
-    let things = things(false);
-    let mut model = ThreadCount::new(cast(&things, 1));
-    // Nested: the outer pair alone is seen by others.
-    assert_eq!(count(&mut model, 0, 0, UP), [(0, Use::Atomic)]);
-    assert_eq!(count(&mut model, 0, 0, UP), []);
-    assert_eq!(count(&mut model, 0, 0, DOWN), []);
-    assert_eq!(model.threads(0), 1);
-    assert_eq!(count(&mut model, 1, 0, UP), [(0, Use::Atomic)]);
-    assert_eq!(model.threads(0), 2);
-    assert_eq!(count(&mut model, 0, 0, DOWN), [(0, Use::Atomic)]);
-    // Dropped by a thread that never took it.
-    assert_eq!(count(&mut model, 2, 0, DOWN), [(0, Use::Atomic)]);
-    assert_eq!(model.threads(0), 2);
-    model.flush();
-    assert_eq!(model.references(0), things[0].references());
-    assert_eq!(model.threads(0), 0);
-}
+/// References in memory that threads share.
+struct Memory<H>(Mutex<Vec<At<H>>>);
 
-#[test]
-fn deltas_are_plain_for_the_owner_until_another_thread_comes() {
-    let things = things(false);
-    let mut model = Deltas::new(cast(&things, 2048));
-    assert_eq!(count(&mut model, 0, 2, UP), [(2, Use::Write)]);
-    // Promoted by one atomic operation, and buffered from then on by both.
-    assert_eq!(count(&mut model, 1, 2, UP), [(2, Use::Atomic)]);
-    assert_eq!(count(&mut model, 0, 2, DOWN), []);
-    assert_eq!(count(&mut model, 1, 2, DOWN), []);
-    model.flush();
-    assert_eq!(model.references(2), things[2].references());
-}
-
-#[test]
-fn a_delta_that_is_not_zero_is_flushed_by_whoever_wants_its_place() {
-    let things = things(false);
-    // One place for all.
-    let mut model = Deltas::new(cast(&things, 1));
-    assert_eq!(count(&mut model, 1, 1, UP), [(1, Use::Atomic)]);
-    assert_eq!(count(&mut model, 1, 3, UP), [(3, Use::Atomic), (1, Use::Atomic)], "promoted, and 1 flushed");
-    assert_eq!(count(&mut model, 1, 3, DOWN), []);
-    assert_eq!(count(&mut model, 1, 1, DOWN), [], "the place is vacant");
-    assert_eq!(count(&mut model, 1, 3, UP), [(1, Use::Atomic)]);
-    model.flush();
-    assert_eq!(model.references(1), things[1].references());
-    assert_eq!(model.references(3), things[3].references() + 1);
-}
-
-#[test]
-fn biased_counts_are_plain_for_the_owner_and_atomic_for_others() {
-    let things = things(false);
-    let mut model = Biased::new(cast(&things, 1));
-    assert_eq!(count(&mut model, 0, 0, UP), [(0, Use::Write)]);
-    assert_eq!(count(&mut model, 1, 0, UP), [(0, Use::Atomic)]);
-    assert_eq!(count(&mut model, 1, 0, DOWN), [(0, Use::Swap)]);
-    assert_eq!(count(&mut model, 1, 0, DOWN), [(0, Use::Swap), (0, Use::Atomic)], "queued for its owner, once");
-    assert_eq!(count(&mut model, 1, 0, DOWN), [(0, Use::Swap)]);
-    assert_eq!(model.references(0), things[0].references() - 1);
-}
-
-#[test]
-fn credits_touch_the_object_when_they_are_acquired_and_when_they_go_back() {
-    let things = things(false);
-    let mut model = Credits::new(cast(&things, 1024));
-    assert_eq!(count(&mut model, 0, 0, UP), [(0, Use::Write)], "the owner's own");
-    assert_eq!(count(&mut model, 1, 1, UP), [(1, Use::Atomic)], "acquires 8");
-    for _ in 0..7 {
-        assert_eq!(count(&mut model, 1, 1, UP), []);
+impl<H: Send + Sync> Roots<H> for Memory<H> {
+    fn trace(&self, visit: &mut dyn FnMut(At<H>)) {
+        self.0.lock().unwrap().iter().for_each(|&cell| visit(cell));
     }
-    assert_eq!(count(&mut model, 1, 1, UP), [(1, Use::Atomic)], "dry: acquires 16");
-    for _ in 0..9 {
-        assert_eq!(count(&mut model, 1, 1, DOWN), []);
-    }
-    // Taken in: a look whether there are other references.
-    assert_eq!(count(&mut model, 2, 3, DOWN), [(3, Use::Read)]);
-    let totals = model.totals(1);
-    assert_eq!((totals.acquires, totals.misses, totals.atomics), (2, 0, 2));
-    model.flush();
-    assert_eq!(model.references(0), things[0].references() + 1);
-    assert_eq!(model.references(1), things[1].references());
-    assert_eq!(model.references(3), things[3].references() - 1);
 }
 
-#[test]
-fn the_core_decides_who_has_a_place() {
-    let things = things(false);
-    // One pair of slots, three objects: the third costs an atomic each time.
-    let mut model = Credits::new(cast(&things, 2));
-    let pairs: Vec<_> =
-        (0..100).flat_map(|_| [1, 3, 5]).flat_map(|object| [(1, object, UP), (1, object, DOWN)]).collect();
-    assert_eq!(atomics(&mut model, &pairs), 2 + 200);
-    assert_eq!(model.totals(1).misses, 200);
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Make,
+    Copy(usize),
+    Drop(usize),
+    Publish(usize),
+    Adopt(usize),
+    CopyFromMemory(usize),
+    /// From one cell to an older one.
+    Link(usize, usize, usize),
+    Unlink(usize, usize),
+    SafePoint,
+    /// The thread ends, and another takes its place.
+    Restart,
 }
 
-#[test]
-fn what_an_increment_has_parked_the_next_decrement_releases() {
-    let things = things(true);
-    let mut model = Credits::new(cast(&things, 1));
-    // The last references to object 1 are in the one slot; then object 3 wins it.
-    count(&mut model, 1, 1, UP);
-    count(&mut model, 1, 1, DOWN);
-    while model.totals(1).parked == 0 {
-        count(&mut model, 1, 3, UP);
-    }
-    assert_eq!(model.references(1), 1);
-    assert_eq!(count(&mut model, 1, 3, DOWN), [(1, Use::Swap)], "a hit, and a safe point");
-    assert_eq!(model.references(1), 0);
+fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
+    let index = 0..usize::MAX;
+    let step = prop_oneof![
+        3 => Just(Step::Make),
+        4 => index.clone().prop_map(Step::Copy),
+        6 => index.clone().prop_map(Step::Drop),
+        3 => index.clone().prop_map(Step::Publish),
+        3 => index.clone().prop_map(Step::Adopt),
+        4 => index.clone().prop_map(Step::CopyFromMemory),
+        2 => (index.clone(), index.clone(), 0..EDGES).prop_map(|(from, to, edge)| Step::Link(from, to, edge)),
+        1 => (index, 0..EDGES).prop_map(|(from, edge)| Step::Unlink(from, edge)),
+        2 => Just(Step::SafePoint),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec((0..THREADS, step), 1..200)
 }
 
-#[test]
-fn another_hash_gives_other_places() {
-    let mut things = things(false);
-    // A multiple of the table's reach apart: the shift sends both to one pair, and a
-    // third as well; the core's hash does not.
-    for (number, thing) in things.iter_mut().enumerate() {
-        thing.address = 0x7F00_0000_0000 + number as u64 * 16 * 512;
-    }
-    let pairs: Vec<_> =
-        (0..100).flat_map(|_| [1, 3, 5]).flat_map(|object| [(1, object, UP), (1, object, DOWN)]).collect();
-    let atomics_with = |hash| atomics(&mut Credits::new(Cast { hash, ..cast(&things, 1024) }), &pairs);
-    assert_eq!(atomics_with(Hash::Multiply), 3);
-    assert_eq!(atomics_with(Hash::Shift), 2 + 200);
+/// What must be so: which references there are.
+#[derive(Default)]
+struct Model {
+    /// By number, from 1. Of each cell, what its edges refer to.
+    edges: HashMap<u32, [Option<u32>; EDGES]>,
+    stacks: [Vec<u32>; THREADS],
+    memory: Vec<u32>,
 }
 
-/// Operations by three threads of references that exist: each thread drops only
-/// what it or an earlier one took.
-fn operations() -> impl Strategy<Value = Vec<(usize, u32, bool)>> {
-    proptest::collection::vec((0..THREADS, 0..16u32, any::<bool>()), 1..400)
-}
-
-proptest! {
-    #![proptest_config(crate::at_most(256))]
-
-    /// After all references are dropped and all tables flushed, each count is 0.
-    #[test]
-    fn no_scheme_loses_or_invents_a_reference(
-        operations in operations(),
-        slots in 0..6u32,
-        droppers in proptest::collection::vec(0..THREADS, 16),
-    ) {
-        let things = things(true);
-        for index in 0..6 {
-            let cast = cast(&things, 1 << slots);
-            let mut model: Box<dyn Model> = match index {
-                0 => Box::new(Single::new(cast, Use::Write)),
-                1 => Box::new(Single::new(cast, Use::Atomic)),
-                2 => Box::new(ThreadCount::new(cast)),
-                3 => Box::new(Deltas::new(cast)),
-                4 => Box::new(Biased::new(cast)),
-                _ => Box::new(Credits::new(cast)),
-            };
-            let mut held = [0u32; 16];
-            for (thread, object, up) in &operations {
-                let held = &mut held[*object as usize];
-                if !up && *held == 0 {
-                    continue;
-                }
-                *held = if *up { *held + 1 } else { *held - 1 };
-                count(&mut *model, *thread, *object, *up);
+impl Model {
+    fn reachable(&self) -> HashSet<u32> {
+        let mut found = HashSet::new();
+        let mut grey: Vec<u32> = self.stacks.iter().flatten().chain(&self.memory).copied().collect();
+        while let Some(cell) = grey.pop() {
+            if found.insert(cell) {
+                grey.extend(self.edges[&cell].iter().flatten());
             }
-            for (object, left) in held.iter().enumerate() {
-                for _ in 0..*left {
-                    count(&mut *model, droppers[object], object as u32, DOWN);
+        }
+        found
+    }
+}
+
+struct World<'s, S: Scheme> {
+    scheme: &'s S,
+    threads: Vec<Option<S::Mutator<'s>>>,
+    memory: Arc<Memory<S::Head>>,
+    cells: Vec<At<S::Head>>,
+    tallies: Vec<Arc<Tally>>,
+    probes: Arc<Probes>,
+    model: Model,
+}
+
+impl<'s, S: Scheme> World<'s, S> {
+    fn start(&mut self) -> S::Mutator<'s> {
+        let tally = Arc::new(Tally::default());
+        self.tallies.push(tally.clone());
+        let mut thread = self.scheme.start(Common::new(tally, Some(self.probes.clone())));
+        thread.suspend();
+        thread
+    }
+
+    /// One step, with the thread awake.
+    fn step(&mut self, thread: usize, step: Step) {
+        let mut own = self.threads[thread].take().unwrap();
+        own.resume();
+        self.act(&mut own, thread, step);
+        own.suspend();
+        self.threads[thread] = Some(own);
+        if let Step::Restart = step {
+            self.restart(thread);
+        }
+    }
+
+    fn restart(&mut self, thread: usize) {
+        let mut own = self.threads[thread].take().unwrap();
+        own.resume();
+        while let Some(cell) = own.common().stack.pop() {
+            self.model.stacks[thread].pop();
+            // SAFETY: the stack's reference.
+            unsafe { own.decrement(cell) };
+        }
+        drop(own);
+        self.threads[thread] = Some(self.start());
+    }
+
+    fn act(&mut self, own: &mut S::Mutator<'s>, thread: usize, step: Step) {
+        let held = self.model.stacks[thread].len();
+        let in_memory = self.model.memory.len();
+        match step {
+            Step::Make => {
+                let number = self.cells.len() as u32 + 1;
+                let cell = own.make(number);
+                own.common().stack.push(cell);
+                self.cells.push(cell);
+                self.model.edges.insert(number, [None; EDGES]);
+                self.model.stacks[thread].push(number);
+            }
+            Step::Copy(index) if held > 0 => {
+                let cell = own.common().stack.get(index % held);
+                // SAFETY: the stack has a reference.
+                unsafe { own.increment(cell) };
+                own.common().stack.push(cell);
+                let number = self.model.stacks[thread][index % held];
+                self.model.stacks[thread].push(number);
+            }
+            Step::Drop(index) if held > 0 => {
+                let cell = own.common().stack.swap_remove(index % held);
+                self.model.stacks[thread].swap_remove(index % held);
+                // SAFETY: it was the stack's.
+                unsafe { own.decrement(cell) };
+            }
+            Step::Publish(index) if held > 0 => {
+                let cell = own.common().stack.get(index % held);
+                // SAFETY: the stack's reference goes to the memory.
+                unsafe { own.publish(cell) };
+                self.memory.0.lock().unwrap().push(cell);
+                own.common().stack.swap_remove(index % held);
+                let number = self.model.stacks[thread].swap_remove(index % held);
+                self.model.memory.push(number);
+            }
+            Step::Adopt(index) if in_memory > 0 => {
+                let cell = self.memory.0.lock().unwrap().swap_remove(index % in_memory);
+                // SAFETY: it came out of memory.
+                unsafe { own.adopt(cell) };
+                own.common().stack.push(cell);
+                let number = self.model.memory.swap_remove(index % in_memory);
+                self.model.stacks[thread].push(number);
+            }
+            Step::CopyFromMemory(index) if in_memory > 0 => {
+                let cell = self.memory.0.lock().unwrap()[index % in_memory];
+                // SAFETY: the memory has a reference, and nobody else works.
+                unsafe { own.increment(cell) };
+                own.common().stack.push(cell);
+                self.model.stacks[thread].push(self.model.memory[index % in_memory]);
+            }
+            Step::Link(from, to, edge) if held > 0 => {
+                let (from, to) = (from % held, to % held);
+                let (one, other) = (self.model.stacks[thread][from], self.model.stacks[thread][to]);
+                // Older ones only, so that there is no cycle, which counting does not free.
+                if other < one && self.model.edges[&one][edge].is_none() {
+                    let (cell, older) = (own.common().stack.get(from), own.common().stack.get(to));
+                    // SAFETY: the stack has references to both.
+                    unsafe {
+                        own.increment(older);
+                        own.publish(older);
+                        cell.get().set_edge(edge, Some(older));
+                    }
+                    self.model.edges.get_mut(&one).unwrap()[edge] = Some(other);
                 }
             }
-            model.flush();
-            for object in 0..16 {
-                prop_assert_eq!(model.references(object), 0);
+            Step::Unlink(from, edge) if held > 0 => {
+                let cell = own.common().stack.get(from % held);
+                let number = self.model.stacks[thread][from % held];
+                self.model.edges.get_mut(&number).unwrap()[edge] = None;
+                // SAFETY: the stack has a reference; what the edge had becomes ours.
+                unsafe {
+                    if let Some(older) = cell.get().edge(edge) {
+                        cell.get().set_edge(edge, None);
+                        own.adopt(older);
+                        own.decrement(older);
+                    }
+                }
+            }
+            Step::SafePoint => own.safe_point(),
+            _ => {}
+        }
+    }
+
+    /// What is referred to is alive; with `prompt`, all else is not.
+    fn check(&self, prompt: bool) {
+        let reachable = self.model.reachable();
+        for number in 1..=self.cells.len() as u32 {
+            let alive = self.probes.death(number).is_none();
+            if reachable.contains(&number) {
+                assert!(alive, "cell {number} is referred to, and dead");
+            } else if prompt {
+                assert!(!alive, "nobody refers to cell {number}, which lives");
             }
         }
     }
+}
+
+fn follows_the_model<S: Scheme>(steps: &[(usize, Step)], prompt: bool) {
+    let (probes, chores) = (Arc::new(Probes::new(steps.len())), Arc::new(Tally::default()));
+    let scheme = S::new(&options(), Common::new(chores.clone(), Some(probes.clone())));
+    let memory = Arc::new(Memory(Mutex::new(Vec::new())));
+    scheme.watch(memory.clone());
+    let mut world = World::<S> {
+        scheme: &scheme,
+        threads: Vec::new(),
+        memory,
+        cells: Vec::new(),
+        tallies: vec![chores],
+        probes,
+        model: Model::default(),
+    };
+    for _ in 0..THREADS {
+        let thread = world.start();
+        world.threads.push(Some(thread));
+    }
+    for &(thread, step) in steps {
+        world.step(thread, step);
+        world.check(prompt);
+    }
+    while !world.model.memory.is_empty() {
+        world.step(0, Step::Adopt(0));
+    }
+    for thread in 0..THREADS {
+        world.restart(thread);
+    }
+    for mut thread in world.threads.drain(..).flatten() {
+        thread.resume();
+        drop(thread);
+    }
+    scheme.rest();
+    let sum = |what: fn(&Tally) -> u64| world.tallies.iter().map(|tally| what(tally)).sum::<u64>();
+    assert_eq!(sum(made), world.cells.len() as u64);
+    assert_eq!(sum(made), sum(freed), "a cell is left, or died twice");
+    world.check(true);
+}
+
+fn made(tally: &Tally) -> u64 {
+    tally.made.load(Ordering::Relaxed)
+}
+
+fn freed(tally: &Tally) -> u64 {
+    tally.freed.load(Ordering::Relaxed)
+}
+
+proptest! {
+    #![proptest_config(super::at_most(256))]
+
+    #[test]
+    fn plain_follows_the_model(steps in steps()) {
+        follows_the_model::<Plain>(&steps, true);
+    }
+
+    #[test]
+    fn atomic_follows_the_model(steps in steps()) {
+        follows_the_model::<Atomic>(&steps, true);
+    }
+
+    #[test]
+    fn thread_count_follows_the_model(steps in steps()) {
+        follows_the_model::<ThreadCount>(&steps, true);
+    }
+
+    #[test]
+    fn deltas_follow_the_model(steps in steps()) {
+        follows_the_model::<Deltas>(&steps, false);
+    }
+
+    #[test]
+    fn biased_follows_the_model(steps in steps()) {
+        follows_the_model::<Biased>(&steps, false);
+    }
+
+    #[test]
+    fn credits_follow_the_model(steps in steps()) {
+        follows_the_model::<Credits>(&steps, false);
+    }
+}
+
+/// A small, fast generator: what is random here needs no quality.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % bound
+    }
+}
+
+/// One thread's share of the stress: at most 16 references of its own, and 8 in memory.
+fn churn<S: Scheme>(own: &mut S::Mutator<'_>, memory: &Memory<S::Head>, seed: u64, steps: usize) {
+    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    for _ in 0..steps {
+        let held = own.common().stack.len();
+        match random.below(8) {
+            0 if held < 16 => {
+                let cell = own.make(0);
+                own.common().stack.push(cell);
+            }
+            1 | 2 if held > 0 && held < 16 => {
+                let cell = own.common().stack.get(random.below(held));
+                // SAFETY: the stack has a reference.
+                unsafe { own.increment(cell) };
+                own.common().stack.push(cell);
+            }
+            3 | 4 if held > 0 => {
+                let cell = own.common().stack.swap_remove(random.below(held));
+                // SAFETY: it was the stack's.
+                unsafe { own.decrement(cell) };
+            }
+            5 if held > 0 => {
+                let mut cells = memory.0.lock().unwrap();
+                if cells.len() < 8 {
+                    let index = random.below(held);
+                    let cell = own.common().stack.get(index);
+                    // SAFETY: the stack's reference goes to the memory.
+                    unsafe { own.publish(cell) };
+                    cells.push(cell);
+                    own.common().stack.swap_remove(index);
+                }
+            }
+            6 if held < 16 => {
+                let mut cells = memory.0.lock().unwrap();
+                if !cells.is_empty() {
+                    let index = random.below(cells.len());
+                    let cell = cells.swap_remove(index);
+                    own.common().stack.push(cell);
+                    drop(cells);
+                    // SAFETY: it came out of memory.
+                    unsafe { own.adopt(cell) };
+                }
+            }
+            _ => own.safe_point(),
+        }
+    }
+    while let Some(cell) = own.common().stack.pop() {
+        // SAFETY: the stack's reference.
+        unsafe { own.decrement(cell) };
+    }
+}
+
+/// Under valgrind, which runs one thread at a time, and slowly; or another sanitizer.
+fn is_watched() -> bool {
+    std::env::var_os("PROPTEST_CASES").is_some()
+}
+
+fn many_threads_leave_nothing<S: Scheme>() {
+    let steps = if is_watched() { 2_000 } else { 100_000 };
+    let tallies: Vec<Arc<Tally>> = (0..6).map(|_| Arc::default()).collect();
+    let scheme = S::new(&options(), Common::new(tallies[5].clone(), None));
+    let memory = Arc::new(Memory(Mutex::new(Vec::new())));
+    scheme.watch(memory.clone());
+    let common = |thread: usize| Common::new(tallies[thread].clone(), None);
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let (scheme, memory) = (&scheme, &memory);
+            let common = common(thread);
+            scope.spawn(move || churn::<S>(&mut scheme.start(common), memory, thread as u64 + 1, steps));
+        }
+    });
+    let mut last = scheme.start(common(4));
+    let left = std::mem::take(&mut *memory.0.lock().unwrap());
+    for cell in left {
+        // SAFETY: it came out of memory.
+        unsafe {
+            last.adopt(cell);
+            last.decrement(cell);
+        }
+    }
+    drop(last);
+    scheme.rest();
+    let made: u64 = tallies.iter().map(|tally| made(tally)).sum();
+    let freed: u64 = tallies.iter().map(|tally| freed(tally)).sum();
+    assert!(made > 0);
+    assert_eq!(made, freed, "a cell is left, or died twice");
+}
+
+#[test]
+fn many_threads_leave_nothing_with_plain() {
+    many_threads_leave_nothing::<Plain>();
+}
+
+#[test]
+fn many_threads_leave_nothing_with_atomic() {
+    many_threads_leave_nothing::<Atomic>();
+}
+
+#[test]
+fn many_threads_leave_nothing_with_thread_count() {
+    many_threads_leave_nothing::<ThreadCount>();
+}
+
+#[test]
+fn many_threads_leave_nothing_with_deltas() {
+    many_threads_leave_nothing::<Deltas>();
+}
+
+#[test]
+fn many_threads_leave_nothing_with_biased() {
+    many_threads_leave_nothing::<Biased>();
+}
+
+#[test]
+fn many_threads_leave_nothing_with_credits() {
+    many_threads_leave_nothing::<Credits>();
+}
+
+fn plan(threads: usize, maker: Maker, milliseconds: u64) -> Plan {
+    let setting = Setting { threads, work: 1, share: 0.5, seed: 7 };
+    Plan { setting, options: options(), maker, length: Duration::from_millis(milliseconds) }
+}
+
+#[test]
+fn every_program_leaves_nothing_with_any_scheme() {
+    for &scheme in SchemeName::ALL {
+        for &workload in Workload::ALL {
+            let crowds = [(2, Maker::Waiter), (1, Maker::Worker), (3, Maker::Worker)];
+            let (crowds, length) = if is_watched() { (&crowds[..1], 150) } else { (&crowds[..], 10) };
+            for &(threads, maker) in crowds {
+                let outcome = run(scheme, workload, &plan(threads, maker, length)).unwrap();
+                let what = format!("{} {} {threads}", scheme.name(), workload.name());
+                assert_eq!(outcome.leaked, 0, "{what}");
+                assert!(outcome.pairs > 0 && outcome.pairs_per_second > 0.0, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cells_die_when_their_scheme_says() {
+    for &scheme in SchemeName::ALL {
+        let heartbeat = Duration::from_millis(if is_watched() { 60 } else { 4 });
+        let settings = Options { heartbeat, ..options() };
+        let delays = reclaim(scheme, &settings, 6).unwrap();
+        assert!(!delays.is_empty());
+        if scheme == SchemeName::Deltas {
+            assert!(delays.iter().all(Option::is_none), "nothing collects");
+        } else {
+            assert!(delays.iter().all(Option::is_some), "{}: {delays:?}", scheme.name());
+        }
+    }
+}
+
+#[test]
+fn unknown_names_are_said() {
+    let error = "gil".parse::<SchemeName>().unwrap_err();
+    assert!(error.to_string().contains("unknown scheme \"gil\": there are plain, atomic"));
+    assert!("wide".parse::<Workload>().is_err());
+    assert_eq!("thread-count".parse(), Ok(SchemeName::ThreadCount));
+}
+
+#[test]
+fn threads_take_turns_under_the_lock() {
+    let gil = Gil::new(Duration::from_millis(1));
+    let (inside, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    let turns: Vec<usize> = thread::scope(|scope| {
+        let life = || {
+            let mut turns = 0;
+            while !stop.load(Ordering::Relaxed) {
+                gil.take();
+                assert!(!inside.swap(true, Ordering::SeqCst), "two hold the lock");
+                turns += 1;
+                // Gives way only where it is asked: a turn lasts about an interval.
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_millis(3) {
+                    inside.store(false, Ordering::SeqCst);
+                    gil.safe_point();
+                    assert!(!inside.swap(true, Ordering::SeqCst), "two hold the lock");
+                }
+                inside.store(false, Ordering::SeqCst);
+                gil.drop_it();
+            }
+            turns
+        };
+        let threads: Vec<_> = (0..3).map(|_| scope.spawn(life)).collect();
+        thread::sleep(Duration::from_millis(if is_watched() { 1_000 } else { 200 }));
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(turns.iter().all(|&turns| turns > 3), "{turns:?}");
+}
+
+#[test]
+fn a_thread_that_nobody_waits_for_keeps_the_lock() {
+    let gil = Gil::new(Duration::from_millis(1));
+    gil.take();
+    for _ in 0..1_000 {
+        // It would wait for another to take it.
+        gil.safe_point();
+    }
+    gil.drop_it();
+    gil.take();
 }

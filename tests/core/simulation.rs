@@ -5,7 +5,7 @@ use refbuf::lab::simulate::cache::{Caches, Place, State, Use};
 use refbuf::lab::simulate::calibrate::calibrate;
 use refbuf::lab::simulate::costs::Costs;
 use refbuf::lab::simulate::hash::Hash;
-use refbuf::lab::simulate::{simulate, Outcome, Refusal, Request, Scheme};
+use refbuf::lab::simulate::{simulate, Outcome, Refusal, Request, SchemeName};
 use refbuf::lab::trace::{Event, Object, Thread, Trace};
 
 use Place::{Elsewhere, Here, Nowhere};
@@ -117,7 +117,7 @@ const COSTS: Costs = Costs {
     handover: 1000.0,
 };
 
-fn request(scheme: Scheme, threads: usize) -> Request {
+fn request(scheme: SchemeName, threads: usize) -> Request {
     Request {
         scheme,
         threads,
@@ -147,7 +147,7 @@ fn shared(threads: usize) -> Trace {
     trace(threads, vec![object(0, Some(0))], |_| vec![Event::Increment(0), Event::Decrement(0)])
 }
 
-fn run(trace: &Trace, scheme: Scheme, threads: usize) -> Outcome {
+fn run(trace: &Trace, scheme: SchemeName, threads: usize) -> Outcome {
     let outcome = simulate(trace, &request(scheme, threads)).expect("it can be simulated");
     assert_eq!(outcome.residue, 0, "{scheme:?}");
     outcome
@@ -162,13 +162,13 @@ fn assert_near(found: f64, expected: f64) {
 fn one_thread_pays_for_its_instructions_alone() {
     let trace = shared(1);
     let expected = [
-        (Scheme::Plain, 2.0 * 2.0, 0.0),
-        (Scheme::Atomic, 2.0 * 10.0, 2000.0),
+        (SchemeName::Plain, 2.0 * 2.0, 0.0),
+        (SchemeName::Atomic, 2.0 * 10.0, 2000.0),
         // Both ends of each pair are seen by all.
-        (Scheme::ThreadCount, 2.0 * (3.0 + 10.0), 2000.0),
-        (Scheme::Deltas, 2.0 * (3.0 + 1.0), 0.0),
-        (Scheme::Biased, 10.0 + 14.0, 2000.0),
-        (Scheme::Credits, 2.0 * (3.0 + 1.0), 0.0),
+        (SchemeName::ThreadCount, 2.0 * (3.0 + 10.0), 2000.0),
+        (SchemeName::Deltas, 2.0 * (3.0 + 1.0), 0.0),
+        (SchemeName::Biased, 10.0 + 14.0, 2000.0),
+        (SchemeName::Credits, 2.0 * (3.0 + 1.0), 0.0),
     ];
     for (scheme, ns, atomics) in expected {
         let outcome = run(&trace, scheme, 1);
@@ -185,17 +185,17 @@ fn a_hot_line_serializes_its_transfers() {
     // In turn: a transfer of 90 ns, then the line is kept for 30 ns: three counts
     // have room, and half of the time another one begins.
     for threads in [2, 8, 32] {
-        let outcome = run(&shared(2), Scheme::Atomic, threads);
+        let outcome = run(&shared(2), SchemeName::Atomic, threads);
         assert_near(outcome.ns_per_pair, 2.0 * threads as f64 * (90.0 + 30.0) / 3.5);
         assert_near(outcome.misses_per_1000_pairs, 2000.0 / 3.5);
         assert_near(outcome.atomics_per_1000_pairs, 2000.0);
     }
     // CPython's own looks first, and loses the line sooner: one count of 10 ns, or
     // one of 14.
-    let outcome = run(&shared(2), Scheme::Biased, 2);
+    let outcome = run(&shared(2), SchemeName::Biased, 2);
     assert_near(outcome.ns_per_pair, 2.0 * 2.0 * (90.0 + 12.0) / 1.5);
     // The buffered schemes touch nothing that others have.
-    for scheme in [Scheme::Deltas, Scheme::Credits] {
+    for scheme in [SchemeName::Deltas, SchemeName::Credits] {
         let outcome = run(&shared(2), scheme, 64);
         assert_near(outcome.ns_per_pair, 8.0);
         assert_near(outcome.pairs_per_second, 64.0 / 8.0 * 1e9);
@@ -210,7 +210,7 @@ fn in_step(work: u32) -> Outcome {
     let count = |event| [Event::Work(work), event];
     let round = [Event::Increment(0), Event::Increment(1), Event::Decrement(0), Event::Decrement(1)];
     let objects = vec![object(0, None), object(1, None)];
-    run(&trace(2, objects, |_| round.into_iter().flat_map(count).collect()), Scheme::Atomic, 2)
+    run(&trace(2, objects, |_| round.into_iter().flat_map(count).collect()), SchemeName::Atomic, 2)
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_line_that_nobody_has_used_for_a_while_was_asked_for_ahead() {
 fn private_objects_cost_their_owner_nothing_with_any_number_of_threads() {
     let objects = vec![object(0, Some(1)), object(1, Some(2))];
     let trace = trace(2, objects, |thread| vec![Event::Increment(thread), Event::Decrement(thread)]);
-    for scheme in [Scheme::Deltas, Scheme::Biased, Scheme::Credits] {
+    for scheme in [SchemeName::Deltas, SchemeName::Biased, SchemeName::Credits] {
         for threads in [1, 2, 64] {
             let outcome = run(&trace, scheme, threads);
             assert_near(outcome.ns_per_pair, 4.0);
@@ -247,7 +247,7 @@ fn private_objects_cost_their_owner_nothing_with_any_number_of_threads() {
 fn immortal_objects_are_looked_at_and_not_counted() {
     let objects = vec![Object { immortal: true, ..object(0, None) }];
     let trace = trace(2, objects, |_| vec![Event::Increment(0), Event::Decrement(0)]);
-    for (_, scheme) in Scheme::ALL.into_iter().skip(1) {
+    for &scheme in &SchemeName::ALL[1..] {
         let outcome = run(&trace, scheme, 16);
         assert_near(outcome.ns_per_pair, 2.0);
         assert_eq!(outcome.atomics_per_1000_pairs, 0.0);
@@ -260,7 +260,7 @@ fn threads_with_one_lock_take_turns() {
     // A turn of 100 us is 25,000 pairs of 4 ns; the object comes once in a turn,
     // in 30 ns, after a handover of 1,000 ns.
     for threads in [2, 16] {
-        let outcome = run(&shared(2), Scheme::Plain, threads);
+        let outcome = run(&shared(2), SchemeName::Plain, threads);
         let turn = 100_000.0 + 1000.0 + 30.0;
         assert_near(outcome.pairs_per_second, 25_000.0 / turn * 1e9);
         assert_near(outcome.ns_per_pair, turn / 25_000.0 * threads as f64);
@@ -273,7 +273,7 @@ fn lines_that_no_cache_has_room_for_are_filled() {
     let objects = (0..1000).map(|number| object(number, None)).collect();
     let events = |_| (0..1000).flat_map(|object| [Event::Increment(object), Event::Decrement(object)]).collect();
     let trace = trace(1, objects, events);
-    let small = Request { cache_bytes: 64 * 64, ..request(Scheme::Atomic, 1) };
+    let small = Request { cache_bytes: 64 * 64, ..request(SchemeName::Atomic, 1) };
     let outcome = simulate(&trace, &small).expect("it can be simulated");
     assert_near(outcome.fills_per_1000_pairs, 1000.0);
     assert_near(outcome.ns_per_pair, 50.0 + 2.0 * 10.0);
@@ -283,7 +283,7 @@ fn lines_that_no_cache_has_room_for_are_filled() {
 fn other_work_adds_up_from_the_request_and_from_the_trace() {
     let events = |_| vec![Event::Increment(0), Event::Work(100), Event::Decrement(0)];
     let trace = trace(1, vec![object(0, None)], events);
-    let request = Request { work_ns: 7.0, ..request(Scheme::Atomic, 1) };
+    let request = Request { work_ns: 7.0, ..request(SchemeName::Atomic, 1) };
     assert_near(simulate(&trace, &request).expect("it can be simulated").ns_per_pair, 127.0);
 }
 
@@ -292,7 +292,7 @@ fn a_look_that_ends_otherwise_than_the_one_before_is_a_surprise() {
     // Three objects and one pair of slots: the third misses, both times.
     let events = |_| [0, 1, 2].into_iter().flat_map(|object| [Event::Increment(object), Event::Decrement(object)]);
     let trace = trace(1, (0..3).map(|number| object(number, None)).collect(), |thread| events(thread).collect());
-    let request = Request { slots: 2, ..request(Scheme::Credits, 1) };
+    let request = Request { slots: 2, ..request(SchemeName::Credits, 1) };
     let outcome = simulate(&trace, &request).expect("it can be simulated");
     // Two pairs that hit, one that misses, and twice a round it is another case.
     assert_near(outcome.ns_per_pair, (2.0 * 2.0 * (3.0 + 1.0) + (2.0 * 3.0 + 10.0 + 14.0) + 2.0 * 7.0) / 3.0);
@@ -304,7 +304,7 @@ fn a_thread_that_starts_late_is_alone_until_then_and_counts_too() {
     let mut late = shared(2);
     late.threads[2].start_ns = 1_000_000_000;
     // The other is done before.
-    let outcome = run(&late, Scheme::Atomic, 2);
+    let outcome = run(&late, SchemeName::Atomic, 2);
     assert_near(outcome.misses_per_1000_pairs, 0.0);
 }
 
@@ -313,7 +313,7 @@ fn an_address_that_is_used_again_is_another_object_on_the_same_line() {
     let dies = |number| [Event::Increment(number), Event::Decrement(number), Event::Death(number)];
     let objects = vec![object(0, Some(1)), object(0, Some(1))];
     let trace = trace(1, objects, |_| (0..2).flat_map(dies).collect());
-    for (_, scheme) in Scheme::ALL {
+    for &scheme in SchemeName::ALL {
         let outcome = run(&trace, scheme, 1);
         assert_eq!(outcome.fills_per_1000_pairs, 0.0, "{scheme:?}");
     }
@@ -323,13 +323,13 @@ fn an_address_that_is_used_again_is_another_object_on_the_same_line() {
 fn nonsense_is_refused() {
     let trace = shared(1);
     let refused = |request: Request| simulate(&trace, &request).expect_err("nonsense");
-    assert_eq!(refused(request(Scheme::Atomic, 0)), Refusal::Threads(0));
-    assert_eq!(refused(request(Scheme::Atomic, 257)), Refusal::Threads(257));
-    let credits = |slots| Request { slots, ..request(Scheme::Credits, 1) };
+    assert_eq!(refused(request(SchemeName::Atomic, 0)), Refusal::Threads(0));
+    assert_eq!(refused(request(SchemeName::Atomic, 257)), Refusal::Threads(257));
+    let credits = |slots| Request { slots, ..request(SchemeName::Credits, 1) };
     assert_eq!(refused(credits(0)), Refusal::Slots(0, 1024));
     assert_eq!(refused(credits(100)), Refusal::Slots(100, 1024));
     assert_eq!(refused(credits(2048)), Refusal::Slots(2048, 1024));
-    assert_eq!(simulate(&Trace::default(), &request(Scheme::Atomic, 1)), Err(Refusal::NoEvents));
+    assert_eq!(simulate(&Trace::default(), &request(SchemeName::Atomic, 1)), Err(Refusal::NoEvents));
 }
 
 #[test]
@@ -368,7 +368,7 @@ proptest! {
         for (thread, script) in trace.threads[1..].iter_mut().zip(scripts) {
             thread.events = script.concat();
         }
-        for (_, scheme) in Scheme::ALL {
+        for &scheme in SchemeName::ALL {
             let request = Request {
                 slots: 1 << slots,
                 hash: Hash::ALL[hash].1,

@@ -19,6 +19,13 @@ fn options() -> Options {
     }
 }
 
+/// With more preemptions than the core's models, which are larger.
+fn deeply(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(6);
+    builder.check(model);
+}
+
 /// References in memory that threads share.
 struct Memory<H>(Mutex<Vec<At<H>>>);
 
@@ -87,7 +94,7 @@ impl<S: Scheme> Shared<S> {
 
 /// The owner drops its reference while another thread drops one that the owner has made.
 fn last_of_two_frees<S: Scheme>() {
-    super::bounded(|| {
+    deeply(|| {
         let shared = Shared::<S>::new();
         let mut own = shared.start(0);
         let cell = own.make(0);
@@ -110,7 +117,7 @@ fn last_of_two_frees<S: Scheme>() {
 
 /// Both drop one that lay in memory, after the owner has ended.
 fn last_of_two_from_memory_frees<S: Scheme>() {
-    super::bounded(|| {
+    deeply(|| {
         let shared = Shared::<S>::new();
         let mut own = shared.start(0);
         let cell = own.make(0);
@@ -133,7 +140,7 @@ fn last_of_two_from_memory_frees<S: Scheme>() {
 /// The owner drops all its references, also the one that lay in memory, while another thread
 /// drops a copy.
 fn owner_or_copier_frees<S: Scheme>() {
-    super::bounded(|| {
+    deeply(|| {
         let shared = Shared::<S>::new();
         let mut own = shared.start(0);
         let cell = own.make(0);

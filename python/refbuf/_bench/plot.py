@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from .axes import IDEAL, dress
 from .measure import Row
 
 # Colours that most people with a colour deficiency can tell apart (Okabe, Ito),
@@ -22,7 +23,6 @@ _STYLES: dict[str, dict[str, Any]] = {
     "attach-per-clone": {"color": "#d55e00", "marker": "x", "linestyle": (0, (5, 1.5))},
     "pool": {"color": "#56b4e9", "marker": "+", "linestyle": (0, (5, 1.5))},
 }
-_IDEAL: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 0.9, "linestyle": (0, (4, 3))}
 _CAPTIONS = {
     "shared": "one object",
     "literals": "32 constants, nested calls",
@@ -35,9 +35,6 @@ _CAPTIONS = {
 }
 _COLUMNS = 4
 _LEGEND_COLUMNS = 4
-# With more threads than this, both scales are logarithmic: the ideal is a
-# straight line there too, and slow variants stay visible.
-_LINEAR_THREADS = 8
 
 
 def draw(rows: list[Row], meta: dict[str, Any], suffix: str) -> bytes:
@@ -64,25 +61,13 @@ def _panel(axes: Axes, workload: str, rows: list[Row]) -> None:
     threads = sorted({row.threads for row in rows})
     # The best that threads could do: the fastest of one, times their number.
     alone = max(row.pairs_per_second for row in rows if row.threads == 1) / 1e6
-    axes.plot(threads, [alone * count for count in threads], zorder=1, **_IDEAL)
+    axes.plot(threads, [alone * count for count in threads], zorder=1, **IDEAL)
     for variant in dict.fromkeys(row.variant for row in rows):
         points = [(row.threads, row.pairs_per_second / 1e6) for row in rows if row.variant == variant]
         axes.plot(*zip(*points, strict=True), linewidth=1.8, markersize=5, zorder=2, **_STYLES[variant])
     axes.set_title(workload, fontsize=10.5, fontweight="bold", loc="left")
     axes.set_title(_CAPTIONS[workload], fontsize=8, color="#666666", loc="right")
-    if threads[-1] > _LINEAR_THREADS:
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-    else:
-        axes.set_xlim(threads[0] - 0.1 * threads[-1], threads[-1] * 1.1)
-        axes.set_ylim(bottom=0)
-    axes.set_xticks(threads, [str(count) for count in threads], minor=False)
-    axes.minorticks_off()
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5, color="#bbbbbb")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+    dress(axes, threads)
 
 
 def _frame(figure: Figure, rows: list[Row], meta: dict[str, Any], height: float) -> None:
@@ -106,7 +91,7 @@ def _frame(figure: Figure, rows: list[Row], meta: dict[str, Any], height: float)
     figure.text(0.012, from_top(0.41), f"{about}\n{runs}", **small)
     variants = list(dict.fromkeys(row.variant for row in rows))
     handles = [Line2D([], [], linewidth=1.8, markersize=5, label=name, **_STYLES[name]) for name in variants]
-    handles.append(Line2D([], [], label="ideal: the fastest single thread × threads", **_IDEAL))
+    handles.append(Line2D([], [], label="ideal: the fastest single thread × threads", **IDEAL))
     figure.legend(
         handles=handles,
         loc="upper left",

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from .._bench.axes import IDEAL, dress
 from .measure import Row
 
 # Colours that most people with a colour deficiency can tell apart (Okabe, Ito),
@@ -20,7 +21,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "biased": {"color": "#56b4e9", "marker": "D"},
     "credits": {"color": "#0072b2", "marker": "o"},
 }
-_IDEAL: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 0.9, "linestyle": (0, (4, 3))}
 _CAPTIONS = {
     "calls": "literals of nested calls",
     "private": "each thread's own cells",
@@ -30,7 +30,6 @@ _CAPTIONS = {
     "zipf": "4,096 cells, few often",
 }
 _COLUMNS = 3
-_LINEAR_THREADS = 8
 
 
 def draw(rows: list[Row], meta: dict[str, Any], suffix: str) -> bytes:
@@ -54,25 +53,13 @@ def draw(rows: list[Row], meta: dict[str, Any], suffix: str) -> bytes:
 
 def _panel(axes: Axes, workload: str, rows: list[Row]) -> None:
     threads = sorted({row.threads for row in rows})
-    axes.plot(threads, threads, zorder=1, **_IDEAL)
+    axes.plot(threads, threads, zorder=1, **IDEAL)
     for scheme in dict.fromkeys(row.scheme for row in rows):
         points = [(row.threads, row.throughput) for row in rows if row.scheme == scheme]
         axes.plot(*zip(*points, strict=True), linewidth=1.8, markersize=5, zorder=2, **STYLES[scheme])
     axes.set_title(workload, fontsize=10.5, fontweight="bold", loc="left")
     axes.set_title(_CAPTIONS[workload], fontsize=8, color="#666666", loc="right")
-    if threads[-1] > _LINEAR_THREADS:
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-    else:
-        axes.set_xlim(threads[0] - 0.1 * threads[-1], threads[-1] * 1.1)
-        axes.set_ylim(bottom=0)
-    axes.set_xticks(threads, [str(count) for count in threads], minor=False)
-    axes.minorticks_off()
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5, color="#bbbbbb")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+    dress(axes, threads)
 
 
 def _frame(figure: Figure, rows: list[Row], meta: dict[str, Any], height: float) -> None:
@@ -94,7 +81,7 @@ def _frame(figure: Figure, rows: list[Row], meta: dict[str, Any], height: float)
     figure.text(0.012, from_top(0.41), about, fontsize=8.5, color="#555555", va="top")
     schemes = list(dict.fromkeys(row.scheme for row in rows))
     handles = [Line2D([], [], linewidth=1.8, markersize=5, label=name, **STYLES[name]) for name in schemes]
-    handles.append(Line2D([], [], label="ideal", **_IDEAL))
+    handles.append(Line2D([], [], label="ideal", **IDEAL))
     figure.legend(
         handles=handles,
         loc="upper left",

@@ -34,48 +34,17 @@ use self::model::plain::Single;
 use self::model::thread_count::ThreadCount;
 use self::model::{Cast, Model};
 use self::script::Play;
+pub use super::names::SchemeName;
 use super::trace::Trace;
 use crate::core::Shape;
 
-/// A way to count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// Plain counts under one lock: the GIL.
-    Plain,
-    /// An atomic operation each.
-    Atomic,
-    /// Tulloss 2007.
-    ThreadCount,
-    /// Olsen 2007.
-    Deltas,
-    /// CPython 3.13t.
-    Biased,
-    /// refbuf.
-    Credits,
-}
-
-impl Scheme {
-    /// All, by name.
-    pub const ALL: [(&'static str, Scheme); 6] = [
-        ("plain", Scheme::Plain),
-        ("atomic", Scheme::Atomic),
-        ("thread-count", Scheme::ThreadCount),
-        ("deltas", Scheme::Deltas),
-        ("biased", Scheme::Biased),
-        ("credits", Scheme::Credits),
-    ];
-
-    /// By its name.
-    pub fn named(name: &str) -> Option<Scheme> {
-        Scheme::ALL.iter().find(|(candidate, _)| *candidate == name).map(|(_, scheme)| *scheme)
-    }
-
+impl SchemeName {
     /// Slots of a thread's table as the scheme has it; none without a table of
     /// fixed size.
     pub fn usual_slots(self) -> Option<usize> {
         match self {
-            Scheme::Deltas => Some(ENTRIES),
-            Scheme::Credits => Some(Shape::DEFAULT.slots),
+            SchemeName::Deltas => Some(ENTRIES),
+            SchemeName::Credits => Some(Shape::DEFAULT.slots),
             _ => None,
         }
     }
@@ -83,19 +52,19 @@ impl Scheme {
     /// The most slots that a table may have.
     pub fn most_slots(self) -> usize {
         match self {
-            Scheme::Credits => Shape::MOST_SLOTS,
+            SchemeName::Credits => Shape::MOST_SLOTS,
             _ => ENTRIES,
         }
     }
 
     fn model<'a>(self, cast: Cast<'a>) -> Box<dyn Model + 'a> {
         match self {
-            Scheme::Plain => Box::new(Single::new(cast, Use::Write)),
-            Scheme::Atomic => Box::new(Single::new(cast, Use::Atomic)),
-            Scheme::ThreadCount => Box::new(ThreadCount::new(cast)),
-            Scheme::Deltas => Box::new(Deltas::new(cast)),
-            Scheme::Biased => Box::new(Biased::new(cast)),
-            Scheme::Credits => Box::new(Credits::new(cast)),
+            SchemeName::Plain => Box::new(Single::new(cast, Use::Write)),
+            SchemeName::Atomic => Box::new(Single::new(cast, Use::Atomic)),
+            SchemeName::ThreadCount => Box::new(ThreadCount::new(cast)),
+            SchemeName::Deltas => Box::new(Deltas::new(cast)),
+            SchemeName::Biased => Box::new(Biased::new(cast)),
+            SchemeName::Credits => Box::new(Credits::new(cast)),
         }
     }
 }
@@ -104,7 +73,7 @@ impl Scheme {
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// How to count.
-    pub scheme: Scheme,
+    pub scheme: SchemeName,
     /// Simulated threads, each with a core of its own: 1 to 256.
     pub threads: usize,
     /// Slots of a thread's table, a power of two, for schemes with tables.
@@ -187,7 +156,7 @@ pub fn simulate(trace: &Trace, request: &Request) -> Result<Outcome, Refusal> {
     let model = scheme.model(Cast { things: &things, threads, slots, hash: request.hash });
     let prices = Prices::new(&request.costs, request.work_ns);
     let mut engine = Engine::new(&things, lines, parts, model, prices, request.cache_bytes);
-    let outcome = if scheme == Scheme::Plain {
+    let outcome = if scheme == SchemeName::Plain {
         in_turns(&engine.take_turns(operations), request)
     } else {
         at_once(&engine.run(operations * threads as u64), threads)

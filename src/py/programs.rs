@@ -1,5 +1,6 @@
 //! The laboratory's part of the module: programs on schemes.
 
+use std::io;
 use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -7,8 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::lab::calibrate::calibrate;
+use crate::lab::names::{SchemeName, Unknown, Workload};
 use crate::lab::programs::Setting;
-use crate::lab::run::{self, Maker, Plan, Unknown, Which, Workload};
+use crate::lab::run::{self, Maker, Plan};
 use crate::lab::scheme::Options;
 
 /// More threads than this are a mistake.
@@ -24,6 +26,11 @@ impl From<Unknown> for PyErr {
     fn from(error: Unknown) -> PyErr {
         PyValueError::new_err(error.to_string())
     }
+}
+
+/// Fewer threads than asked for.
+fn few_threads(error: io::Error) -> PyErr {
+    PyRuntimeError::new_err(error.to_string())
 }
 
 fn within(what: &str, value: f64, least: f64, most: f64) -> PyResult<f64> {
@@ -66,14 +73,14 @@ fn run_program<'py>(
     heartbeat_ms: f64,
     slots: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let (scheme, workload): (Which, Workload) = (scheme.parse()?, workload.parse()?);
+    let (scheme, workload): (SchemeName, Workload) = (scheme.parse()?, workload.parse()?);
     let plan = Plan {
         setting: setting(threads, work, share, seed)?,
         options: options(heartbeat_ms, slots)?,
         maker: if made_by_worker { Maker::Worker } else { Maker::Waiter },
         length: Duration::from_secs_f64(within("seconds", seconds, 0.001, MOST_SECONDS)?),
     };
-    let outcome = py.detach(|| run::run(scheme, workload, &plan));
+    let outcome = py.detach(|| run::run(scheme, workload, &plan)).map_err(few_threads)?;
     if outcome.leaked != 0 {
         return Err(PyRuntimeError::new_err(format!(
             "{}, {}: {} cells were not freed: please report this",
@@ -109,7 +116,7 @@ fn calibrate_program<'py>(
     let workload: Workload = workload.parse()?;
     let setting = setting(1, 0, share, seed)?;
     let target = within("target", target, 0.001, 1.0)?;
-    let found = py.detach(|| calibrate(workload, &setting, target));
+    let found = py.detach(|| calibrate(workload, &setting, target)).map_err(few_threads)?;
     let dict = PyDict::new(py);
     dict.set_item("work", found.work)?;
     dict.set_item("unit_ns", found.unit_ns)?;
@@ -131,10 +138,10 @@ fn reclaim_delays(
     heartbeat_ms: f64,
     slots: usize,
 ) -> PyResult<Vec<Option<u64>>> {
-    let scheme: Which = scheme.parse()?;
+    let scheme: SchemeName = scheme.parse()?;
     within("samples", samples.into(), 1.0, MOST_SAMPLES.into())?;
     let options = options(heartbeat_ms, slots)?;
-    Ok(py.detach(|| run::reclaim(scheme, &options, samples)))
+    py.detach(|| run::reclaim(scheme, &options, samples)).map_err(few_threads)
 }
 
 /// Adds all of it to the module.

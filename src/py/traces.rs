@@ -8,7 +8,7 @@ use crate::lab::simulate::cache::MOST_THREADS;
 use crate::lab::simulate::calibrate;
 use crate::lab::simulate::costs::Costs;
 use crate::lab::simulate::hash::Hash;
-use crate::lab::simulate::{simulate, Outcome, Request, Scheme};
+use crate::lab::simulate::{simulate, Outcome, Request, SchemeName};
 use crate::lab::trace::{self, Trace as Recording};
 use crate::workloads::plan::Arguments;
 use crate::workloads::record;
@@ -79,7 +79,7 @@ impl Trace {
         turn_ns: f64,
     ) -> PyResult<Bound<'py, PyDict>> {
         let request = Request {
-            scheme: Scheme::named(scheme).ok_or_else(|| unknown("scheme", scheme))?,
+            scheme: scheme.parse()?,
             threads,
             slots,
             hash: Hash::named(hash).ok_or_else(|| unknown("hash", hash))?,
@@ -176,13 +176,14 @@ fn record_trace<'py>(
 
 /// Adds all of it to the module.
 pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("SCHEMES", Scheme::ALL.map(|(name, _)| name))?;
+    let schemes: Vec<&str> = SchemeName::ALL.iter().map(|scheme| scheme.name()).collect();
+    module.add("SCHEMES", schemes)?;
     module.add("HASHES", Hash::ALL.map(|(name, _)| name))?;
     module.add("MOST_SIMULATED_THREADS", MOST_THREADS)?;
     let tables = PyDict::new(module.py());
-    for (name, scheme) in Scheme::ALL {
+    for scheme in SchemeName::ALL {
         if let Some(usual) = scheme.usual_slots() {
-            tables.set_item(name, (usual, scheme.most_slots()))?;
+            tables.set_item(scheme.name(), (usual, scheme.most_slots()))?;
         }
     }
     module.add("TABLES", tables)?;
