@@ -163,7 +163,8 @@ test-loom: rust ## The core's protocols, every interleaving of them
 .PHONY: sanitize sanitize-valgrind sanitize-address
 sanitize: sanitize-valgrind sanitize-address ## The core in Rust under valgrind and AddressSanitizer, where installed
 
-VALGRIND = valgrind --quiet --error-exitcode=99 \
+# Fair: its own lock, under which one thread runs at a time, is a race otherwise.
+VALGRIND = valgrind --quiet --error-exitcode=99 --fair-sched=yes \
     --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite
 
 sanitize-valgrind: rust

@@ -473,7 +473,7 @@ fn every_program_leaves_nothing_with_any_scheme() {
 #[test]
 fn cells_die_when_their_scheme_says() {
     for &scheme in SchemeName::ALL {
-        let heartbeat = Duration::from_millis(if is_watched() { 60 } else { 4 });
+        let heartbeat = Duration::from_millis(if is_watched() { 400 } else { 4 });
         let settings = Options { heartbeat, ..options() };
         let delays = reclaim(scheme, &settings, 6).unwrap();
         assert!(!delays.is_empty());
@@ -521,7 +521,8 @@ fn threads_take_turns_under_the_lock() {
         stop.store(true, Ordering::Relaxed);
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert!(turns.iter().all(|&turns| turns > 3), "{turns:?}");
+    let enough = if is_watched() { 1 } else { 4 };
+    assert!(turns.iter().all(|&turns| turns >= enough), "{turns:?}");
 }
 
 #[test]
