@@ -10,6 +10,7 @@
 //! | `interp` | CPython: objects, threads, GC, fork, exit; one room a build kind |
 //! | [`lab`] | the laboratory: the schemes of 2007, run and simulated; no Python in it |
 //! | [`client`] | how another Rust extension uses the installed refbuf |
+//! | `live` | live mode: the machine code of an unmodified interpreter, patched |
 //! | [`Ref`] | a reference that any thread may clone and drop, attached or not |
 //! | `start` | where the threads of a run wait for each other |
 //! | `process` | both kinds of buffers together |
@@ -29,6 +30,8 @@ mod capi;
 pub mod detached;
 #[cfg(feature = "python")]
 mod interp;
+#[cfg(all(feature = "live", target_os = "linux", target_arch = "x86_64"))]
+pub mod live;
 #[cfg(feature = "python")]
 mod process;
 #[cfg(feature = "python")]

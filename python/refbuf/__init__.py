@@ -23,16 +23,22 @@ except (ImportError, SystemError) as error:  # the latter from a build for anoth
     raise explain(error) from None
 
 from . import workloads
+from ._live import InstallReport, UnsupportedError, install, installed, uninstall
 
 __all__ = [
+    "InstallReport",
     "Stats",
+    "UnsupportedError",
     "__version__",
     "configure",
     "flush",
     "flush_all",
     "get_include",
+    "install",
+    "installed",
     "refcount",
     "stats",
+    "uninstall",
     "workloads",
 ]
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "bench": "measures what shared objects cost, with refbuf and without",
     "config": "prints compiler flags for extensions that include refbuf.h",
     "lab": "compares the ways to count that were discussed in 2007: traces, simulation",
+    "run": "runs a program as python does, its reference counts buffered",
 }
 
 USAGE = """usage: python -m refbuf COMMAND [OPTIONS]
@@ -60,9 +61,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"refbuf: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
+        if command == "run":
+            raise  # the program's: the process ends as under python
         print("refbuf: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+# A status of 0 falls off the end: with python -i, an exit would be shown.
+if __name__ == "__main__" and (status := main(sys.argv[1:])):
+    sys.exit(status)

@@ -238,6 +238,15 @@ pub(crate) fn start<S: Service>(py: Python<'_>, service: &'static S) -> PyResult
     Ok(())
 }
 
+/// Does something while no settler runs, as a fork does.
+#[cfg(all(buffered, feature = "live"))]
+pub(crate) fn without_settlers<T>(py: Python<'_>, work: impl FnOnce() -> T) -> T {
+    started().for_each(|service| service.before_fork(py));
+    let result = work();
+    started().for_each(|service| service.after_fork_in_parent());
+    result
+}
+
 fn set_hooks(py: Python<'_>) -> PyResult<()> {
     let function =
         |run: fn(Python<'_>)| PyCFunction::new_closure(py, None, None, move |arguments, _| run(arguments.py()));

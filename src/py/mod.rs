@@ -1,5 +1,6 @@
 //! The Python module `refbuf._refbuf`. What users import is `python/refbuf`.
 
+mod live;
 mod programs;
 mod traces;
 
@@ -193,6 +194,7 @@ fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run_workload, module)?)?;
     module.add_function(wrap_pyfunction!(touch, module)?)?;
     module.add_function(wrap_pyfunction!(work_iteration_ns, module)?)?;
+    live::add_to(module)?;
     traces::add_to(module)?;
     programs::add_to(module)
 }

@@ -22,7 +22,9 @@
 //! Source: Include/object.h (3.13), Include/refcount.h (3.14),
 //! `_Py_DecRefSharedDebug` in Objects/object.c, Python/brc.c; PEP 703.
 
-use std::sync::atomic::{AtomicIsize, AtomicU32, AtomicUsize, Ordering};
+use std::mem;
+use std::ptr;
+use std::sync::atomic::{AtomicIsize, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::thread as os_thread;
 
 use pyo3::ffi::{self, PyObject};
@@ -156,10 +158,21 @@ unsafe impl Counted for PyCell {
     }
 
     unsafe fn release(object: Address) {
+        let op = object as *mut PyObject;
+        // SAFETY: the caller's promises. Another thread's object is dropped as CPython
+        // itself would: in live mode, its function leads back to the buffers.
+        unsafe {
+            if is_immortal(op) {
+                return;
+            }
+            if !is_owned(op) {
+                return release_foreign(op);
+            }
+        }
         let guard = HangOnUnwind;
         // SAFETY: the caller's promises are those of Py_DecRef.
-        unsafe { Py_DecRef(object as *mut PyObject) };
-        std::mem::forget(guard);
+        unsafe { Py_DecRef(op) };
+        mem::forget(guard);
     }
 }
 
@@ -222,11 +235,27 @@ pub(crate) unsafe fn release_one(op: *mut PyObject) {
 ///
 /// As for `Counted::release`; `op` is neither immortal nor owned by this thread.
 #[inline]
-pub(super) unsafe fn release_foreign(op: *mut PyObject) {
+pub(crate) unsafe fn release_foreign(op: *mut PyObject) {
     let guard = HangOnUnwind;
-    // SAFETY: the caller's promises are those of _Py_DecRefShared.
-    unsafe { _Py_DecRefShared(op) };
-    std::mem::forget(guard);
+    // SAFETY: the caller's promises are those of _Py_DecRefShared, which this is.
+    unsafe {
+        let release: unsafe extern "C-unwind" fn(*mut PyObject) = mem::transmute(RELEASE.load(Ordering::Relaxed));
+        release(op);
+    }
+    mem::forget(guard);
+}
+
+/// `_Py_DecRefShared`, or in live mode what it was before.
+static RELEASE: AtomicPtr<()> = AtomicPtr::new(_Py_DecRefShared as *mut ());
+
+/// The address of `_Py_DecRefShared`, also where calls of it go through a table.
+pub(crate) fn release_address() -> usize {
+    _Py_DecRefShared as *const () as usize
+}
+
+/// Where `_Py_DecRefShared` as CPython has it can be called from now on.
+pub(crate) fn set_original_release(address: usize) {
+    RELEASE.store(ptr::with_exposed_provenance_mut(address), Ordering::Relaxed);
 }
 
 /// Both counts together, as `Py_REFCNT` has them.

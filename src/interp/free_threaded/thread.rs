@@ -212,17 +212,29 @@ unsafe fn inc_ref_slow(op: *mut PyObject) {
 ///
 /// As for `Py_DECREF`; `op` is neither immortal nor owned by this thread.
 pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
+    // SAFETY: the caller's promises.
+    unsafe { dec_ref_missed_anywhere(op) };
     if let Some(handle) = current() {
         // SAFETY: the buffer is this thread's.
-        let buffer = unsafe { handle.as_ref() };
-        if buffer.denies(op as usize) {
+        if unsafe { handle.as_ref() }.gate().is_parked() {
+            // SAFETY: a decrement is a safe point.
+            unsafe { release_parked(handle) };
+        }
+    }
+}
+
+/// The same, but leaves what is parked to the heartbeat: where the interpreter drops a
+/// reference whose end runs no code, others' must not run any.
+///
+/// # Safety
+///
+/// As for `dec_ref_missed`.
+pub(crate) unsafe fn dec_ref_missed_anywhere(op: *mut PyObject) {
+    if let Some(handle) = current() {
+        // SAFETY: the buffer is this thread's.
+        if unsafe { handle.as_ref() }.denies(op as usize) {
             // SAFETY: the caller's promises.
-            unsafe { release_foreign(op) };
-            if buffer.gate().is_parked() {
-                // SAFETY: a decrement is a safe point.
-                unsafe { release_parked(handle) };
-            }
-            return;
+            return unsafe { release_foreign(op) };
         }
     }
     // SAFETY: the caller's promises.
@@ -246,11 +258,6 @@ unsafe fn dec_ref_slow(op: *mut PyObject) {
         Outcome::Installed => BUFFERS.wake_if_idle(),
         // SAFETY: the reference is still the caller's, who gives it up.
         Outcome::Passed => unsafe { release_foreign(op) },
-    }
-    // SAFETY: the buffer is this thread's still: finalizers do not end it.
-    if unsafe { handle.as_ref() }.gate().is_parked() {
-        // SAFETY: a decrement is a safe point.
-        unsafe { release_parked(handle) };
     }
 }
 

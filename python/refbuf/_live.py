@@ -1,0 +1,135 @@
+"""Live mode: the counts of an unmodified interpreter go through the buffers."""
+
+import _imp
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from . import _refbuf
+from ._refbuf import UnsupportedError
+
+__all__ = ["ImageReport", "InstallReport", "UnsupportedError", "install", "installed", "uninstall"]
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """What was done to one loaded file.
+
+    path: the file.
+    adds: sites of the form `lock add [object+16], 4`.
+    swaps: sites of the form `lock cmpxchg [address], register`.
+    hooked: functions whose entry was replaced.
+    left_alone: (offset in the file's image, why) of each site that was not replaced.
+    trampoline_bytes: machine code that stands in for the sites.
+    registers_saved: pushes in it: of two registers for an add, three for a swap.
+    seconds: what planning and preparing took.
+    """
+
+    path: str
+    adds: int
+    swaps: int
+    hooked: tuple[str, ...]
+    left_alone: tuple[tuple[int, str], ...]
+    trampoline_bytes: int
+    registers_saved: int
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class InstallReport:
+    """What `install` did: one `ImageReport` for the interpreter and for each extension."""
+
+    images: tuple[ImageReport, ...]
+
+    @property
+    def sites(self) -> int:
+        """Replaced instructions in all files."""
+        return sum(image.adds + image.swaps for image in self.images)
+
+    @property
+    def seconds(self) -> float:
+        """What planning and preparing took."""
+        return sum(image.seconds for image in self.images)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For json."""
+        images = [asdict(image) for image in self.images]
+        return {"images": images, "sites": self.sites, "seconds": self.seconds}
+
+    def __repr__(self) -> str:
+        left = sum(len(image.left_alone) for image in self.images)
+        return (
+            f"<InstallReport: {self.sites} sites in {len(self.images)} files, {left} left alone, "
+            f"{self.seconds * 1000:.0f} ms>"
+        )
+
+
+def _image_report(found: dict[str, Any]) -> ImageReport:
+    hooked = ("_Py_DecRefShared",) if found["hooked"] else ()
+    found = found | {"path": str(found["path"]), "hooked": hooked}
+    return ImageReport(**found | {"left_alone": tuple(found["left_alone"])})
+
+
+def _loaded_extensions() -> Iterator[str]:
+    suffixes = tuple(EXTENSION_SUFFIXES)
+    for module in list(sys.modules.values()):
+        path = getattr(getattr(module, "__spec__", None), "origin", None)
+        if isinstance(path, str) and path.endswith(suffixes):
+            yield path
+
+
+_create_dynamic: Callable[..., ModuleType] = _imp.create_dynamic
+_report: InstallReport | None = None
+
+
+def _create_and_patch(spec: ModuleSpec, *rest: Any) -> ModuleType:
+    # Loaded first, so that it is patched before it runs; the interpreter then gets the same file.
+    if spec.origin is not None:
+        try:
+            _refbuf.live_load_extension(spec.origin)
+        except OSError:
+            pass  # The interpreter says it better.
+        except UnsupportedError as error:
+            import warnings
+
+            warnings.warn(f"refbuf: {error}: its own counts are not buffered", RuntimeWarning, stacklevel=2)
+    return _create_dynamic(spec, *rest)
+
+
+def install(extensions: bool = True) -> InstallReport:
+    """Has the interpreter count through the buffers, and its extension modules as well.
+
+    extensions: also those that are loaded, and those that will be.
+
+    Again where it is installed: the report of the first time. Raises UnsupportedError,
+    and changes nothing, where live mode cannot be used: not x86-64 Linux, a build with a
+    GIL or a debug build, memory that may not be changed, or while other Python threads run.
+    """
+    global _report
+    if _report is not None and installed():
+        return _report
+    found = _refbuf.live_install(list(_loaded_extensions()) if extensions else [])
+    if extensions:
+        _imp.create_dynamic = _create_and_patch
+    _report = InstallReport(tuple(_image_report(image) for image in found))
+    return _report
+
+
+def uninstall() -> None:
+    """Puts back every byte that was changed. Nothing happens where nothing is installed.
+
+    Raises UnsupportedError, and changes nothing, while other Python threads run.
+    """
+    global _report
+    if installed():
+        _refbuf.live_uninstall()
+    _imp.create_dynamic = _create_dynamic
+    _report = None
+
+
+def installed() -> bool:
+    """Whether the interpreter counts through the buffers."""
+    return _refbuf.live_installed()

@@ -1,0 +1,189 @@
+//! What the code behind an instruction may still need: which registers it reads before
+//! it writes them, and whether it reads the flags.
+//!
+//! Only proof counts: whatever is not seen within a few dozen instructions, or lies behind
+//! a call, a return or a computed jump, is taken to be needed. So no assumption on who
+//! saves which registers is made; compilers bend those within a file (gcc's -fipa-ra).
+
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register, RflagsBits};
+
+/// Instructions looked at, on all ways together.
+const HORIZON: usize = 64;
+
+/// The registers that may be borrowed: all but the stack's.
+pub const GENERAL: [Register; 15] = [
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+    Register::RBX,
+    Register::RBP,
+    Register::R12,
+    Register::R13,
+    Register::R14,
+    Register::R15,
+];
+
+/// A set of general registers, by their numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Registers(u16);
+
+impl Registers {
+    /// None.
+    pub const NONE: Registers = Registers(0);
+
+    /// All sixteen.
+    pub const ALL: Registers = Registers(u16::MAX);
+
+    fn bit(register: Register) -> u16 {
+        let full = register.full_register();
+        if full.is_gpr64() {
+            1 << full.number()
+        } else {
+            0
+        }
+    }
+
+    /// With one more.
+    pub fn with(self, register: Register) -> Registers {
+        Registers(self.0 | Self::bit(register))
+    }
+
+    /// Whether a register, or the one it is a part of, is in it.
+    pub fn holds(self, register: Register) -> bool {
+        self.0 & Self::bit(register) != 0
+    }
+}
+
+const STATUS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// A function's instructions, in order of their addresses.
+pub struct Code<'a> {
+    instructions: &'a [Instruction],
+    info: InstructionInfoFactory,
+}
+
+impl std::fmt::Debug for Code<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Code").field("instructions", &self.instructions.len()).finish_non_exhaustive()
+    }
+}
+
+/// What is known of the code from some point on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Registers that nobody reads before they are written.
+    pub free: Registers,
+    /// Status flags may be read before they are written.
+    pub flags: bool,
+}
+
+/// A way that has still to be followed.
+struct Way {
+    index: usize,
+    undecided: u16,
+    flags: u32,
+}
+
+impl<'a> Code<'a> {
+    /// Of one function.
+    pub fn new(instructions: &'a [Instruction]) -> Code<'a> {
+        Code { instructions, info: InstructionInfoFactory::new() }
+    }
+
+    fn find(&self, address: u64) -> Option<usize> {
+        self.instructions.binary_search_by_key(&address, Instruction::ip).ok()
+    }
+
+    /// Whether the function calls another: then nothing of its own lies below the stack
+    /// pointer (only leaf functions use the red zone).
+    pub fn calls(&self) -> bool {
+        let is_call = |instruction: &Instruction| {
+            matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+        };
+        self.instructions.iter().any(is_call)
+    }
+
+    /// What is needed from the instruction at `address` on.
+    pub fn needs(&mut self, address: u64) -> Needs {
+        let (mut live, mut flags_read, mut seen) = (0u16, false, 0);
+        let mut ways = Vec::new();
+        let mut visited: Vec<(usize, u16, u32)> = Vec::new();
+        let follow = |code: &Self, ways: &mut Vec<Way>, address: u64, undecided: u16, flags: u32| {
+            code.find(address).map(|index| ways.push(Way { index, undecided, flags })).is_some()
+        };
+        // Flags are nobody's business across a call or a return: the ABI has no others.
+        if !follow(self, &mut ways, address, u16::MAX, STATUS) {
+            return Needs { free: Registers::NONE, flags: true };
+        }
+        while let Some(Way { mut index, mut undecided, mut flags }) = ways.pop() {
+            loop {
+                undecided &= !live;
+                if flags_read {
+                    flags = 0;
+                }
+                if undecided == 0 && flags == 0 {
+                    break;
+                }
+                let known = |&(at, registers, status): &(usize, u16, u32)| {
+                    at == index && registers & undecided == undecided && status & flags == flags
+                };
+                if visited.iter().any(known) {
+                    break;
+                }
+                visited.push((index, undecided, flags));
+                seen += 1;
+                let Some(&instruction) = self.instructions.get(index).filter(|_| seen <= HORIZON) else {
+                    (live, flags_read) = (live | undecided, flags_read || flags != 0);
+                    break;
+                };
+                if instruction.rflags_read() & flags != 0 {
+                    flags_read = true;
+                }
+                flags &= !instruction.rflags_modified();
+                let used = self.info.info(&instruction);
+                let mut written = 0;
+                for register in used.used_registers() {
+                    let bit = Registers::bit(register.register());
+                    match register.access() {
+                        OpAccess::None | OpAccess::NoMemAccess => {}
+                        // A write to 32 bits clears the rest; to fewer, it keeps it.
+                        OpAccess::Write if register.register().size() >= 4 => written |= bit,
+                        _ => live |= bit & undecided,
+                    }
+                }
+                undecided &= !written;
+                match instruction.flow_control() {
+                    FlowControl::Next => index += 1,
+                    FlowControl::UnconditionalBranch => {
+                        if !follow(self, &mut ways, instruction.near_branch_target(), undecided, flags) {
+                            (live, flags_read) = (live | undecided, flags_read || flags != 0);
+                        }
+                        break;
+                    }
+                    FlowControl::ConditionalBranch => {
+                        if !follow(self, &mut ways, instruction.near_branch_target(), undecided, flags) {
+                            (live, flags_read) = (live | undecided, flags_read || flags != 0);
+                            break;
+                        }
+                        index += 1;
+                    }
+                    FlowControl::Call | FlowControl::IndirectCall | FlowControl::Return => {
+                        live |= undecided;
+                        break;
+                    }
+                    _ => {
+                        (live, flags_read) = (live | undecided, flags_read || flags != 0);
+                        break;
+                    }
+                }
+            }
+        }
+        Needs { free: Registers(!live & !Registers::bit(Register::RSP)), flags: flags_read }
+    }
+}

@@ -1,0 +1,25 @@
+//! Live mode: the counts of an unmodified interpreter go through the buffers.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`image`] | what is loaded: code, and the bounds of functions |
+//! | [`flow`] | which registers and flags the code behind a site needs |
+//! | [`plan`] | which instructions count, and whether each may be replaced |
+//! | [`trampoline`] | the machine code that stands in for them |
+//! | [`memory`] | pages within reach of a jump |
+//! | [`patch`] | apply, all or nothing, and revert |
+//! | `interpreter` | CPython: when it may be done, and what the slow ways are |
+//!
+//! x86-64 Linux. `docs/LIVE.md` has the protocol.
+
+#![allow(clippy::similar_names)]
+
+pub mod flow;
+pub mod image;
+pub mod memory;
+pub mod patch;
+pub mod plan;
+pub mod trampoline;
+
+#[cfg(all(feature = "python", buffered))]
+pub(crate) mod interpreter;

@@ -1,0 +1,186 @@
+//! Apply and revert.
+//!
+//! ```text
+//! prepare   trampolines are written into pages of their own, and sealed
+//! apply     the image's code becomes writable and not executable; each site a jump;
+//!           then executable and not writable
+//! revert    the same, with the bytes that were there
+//! ```
+//!
+//! Signals are blocked while code cannot be executed. Nobody but the caller may be in the
+//! image's code, or come back to it, meanwhile.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::ptr;
+
+use super::image::Image;
+use super::memory::{page, pages_of, protect, Pages};
+use super::plan::{Plan, JUMP};
+use super::trampoline::{self, Context};
+
+/// Alignment of trampolines.
+const ALIGN: usize = 16;
+
+/// Bytes to be changed.
+#[derive(Clone, Debug)]
+struct Change {
+    address: usize,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+/// What is to be done to an image, down to the bytes; done or not.
+#[derive(Debug)]
+pub struct Patch {
+    changes: Vec<Change>,
+    /// Of the image.
+    code: Vec<Range<usize>>,
+    /// Keeps the trampolines.
+    pages: Pages,
+    /// The function that drops references, as it was.
+    original: Option<usize>,
+    /// Bytes of trampolines.
+    used: usize,
+}
+
+fn broken(error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("a trampoline cannot be written: {error}"))
+}
+
+impl Patch {
+    /// Writes the trampolines of a plan. The image is not touched.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no memory within reach, or code cannot be written.
+    ///
+    /// # Safety
+    ///
+    /// The image is loaded, and stays; nobody changes its code but through this.
+    pub unsafe fn prepare(image: &Image, plan: &Plan, context: &Context) -> io::Result<Patch> {
+        let mut pages = Pages::near(image.span(), plan.sites.len() * trampoline::LARGEST + 2 * page())?;
+        let mut used = 0;
+        let mut put = |pages: &mut Pages, write: &dyn Fn(usize) -> Result<Vec<u8>, iced_x86::IcedError>| {
+            let at = pages.start() + used;
+            let code = write(at).map_err(broken)?;
+            pages.write(used, &code);
+            used = (used + code.len()).next_multiple_of(ALIGN);
+            io::Result::Ok(at)
+        };
+        let mut changes = Vec::with_capacity(plan.sites.len() + 1);
+        let mut change = |address: usize, length: usize, to: usize| {
+            let distance = (to as i64 - (address + JUMP) as i64) as i32;
+            let mut after = vec![0xE9];
+            after.extend(distance.to_le_bytes());
+            // Never run: one-byte breakpoints show where somebody comes by a way that was not seen.
+            after.resize(length, 0xCC);
+            // SAFETY: the caller's promise.
+            let before = unsafe { image.bytes(address..address + length) }.to_vec();
+            changes.push(Change { address, before, after });
+        };
+        let slow = put(&mut pages, &|at| trampoline::slow_way(context, at))?;
+        for site in &plan.sites {
+            let back = site.address + site.length;
+            let at = put(&mut pages, &|at| trampoline::for_site(site, context, slow, at, back))?;
+            change(site.address, site.length, at);
+        }
+        let mut original = None;
+        if let Some(entry) = &plan.entry {
+            let kept = put(&mut pages, &|at| trampoline::original(entry, at))?;
+            let at = put(&mut pages, &|at| trampoline::for_entry(context, kept, at))?;
+            let length = entry.head.iter().map(iced_x86::Instruction::len).sum();
+            change(entry.address, length, at);
+            original = Some(kept);
+        }
+        pages.seal()?;
+        Ok(Patch { changes, code: image.code.clone(), pages, original, used })
+    }
+
+    /// Where the function that drops references can still be called as it was.
+    pub fn original(&self) -> Option<usize> {
+        self.original
+    }
+
+    /// Bytes of trampolines.
+    pub fn bytes(&self) -> usize {
+        self.used
+    }
+
+    /// Where the trampolines are.
+    pub fn range(&self) -> Range<usize> {
+        self.pages.range()
+    }
+
+    /// Replaces the sites.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; then nothing has been changed.
+    ///
+    /// # Safety
+    ///
+    /// No other thread is in the image's code, or comes back to it meanwhile.
+    pub unsafe fn apply(&self) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.write(|change| &change.after) }
+    }
+
+    /// Puts back what was there.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; then nothing has been changed.
+    ///
+    /// # Safety
+    ///
+    /// As for `apply`; nobody is in a trampoline.
+    pub unsafe fn revert(&self) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.write(|change| &change.before) }
+    }
+
+    unsafe fn write<'a>(&'a self, bytes: impl Fn(&'a Change) -> &'a Vec<u8>) -> io::Result<()> {
+        let _quiet = NoSignals::new();
+        let segments: Vec<Range<usize>> = self.code.iter().cloned().map(pages_of).collect();
+        let opened: io::Result<()> = segments.iter().try_for_each(|pages| {
+            // SAFETY: the caller's promise: nobody runs what is there.
+            unsafe { protect(pages.clone(), libc::PROT_READ | libc::PROT_WRITE) }
+        });
+        if opened.is_ok() {
+            for change in &self.changes {
+                let bytes = bytes(change);
+                // SAFETY: within the image's code, which may be written.
+                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), change.address as *mut u8, bytes.len()) };
+            }
+        }
+        let closed: io::Result<()> = segments.iter().try_for_each(|pages| {
+            // SAFETY: as the loader had it.
+            unsafe { protect(pages.clone(), libc::PROT_READ | libc::PROT_EXEC) }
+        });
+        opened.and(closed)
+    }
+}
+
+/// Blocks all signals of the calling thread.
+struct NoSignals(libc::sigset_t);
+
+impl NoSignals {
+    fn new() -> NoSignals {
+        let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: both are filled in by the calls.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+            NoSignals(before.assume_init())
+        }
+    }
+}
+
+impl Drop for NoSignals {
+    fn drop(&mut self) {
+        // SAFETY: what it was before.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}

@@ -1,0 +1,299 @@
+//! Plan and verify: which instructions of an image count references, and whether each may
+//! be replaced by a jump.
+//!
+//! | form | instruction | what it is |
+//! |---|---|---|
+//! | add | `lock add qword [object+16], 4` | an increment of another thread's object |
+//! | swap | `lock cmpxchg qword [address], new` | perhaps one: its trampoline sees |
+//! | entry | the first bytes of `_Py_DecRefShared` | a decrement of another thread's object |
+//!
+//! Every function is decoded from its first byte, so that sites lie on instruction
+//! boundaries. A site may be replaced if it is long enough for a jump, no branch goes into
+//! the middle of it, and nothing reads the flags that an add leaves.
+
+use std::ops::Range;
+
+use iced_x86::{
+    Code as Opcode, Decoder, DecoderOptions, FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register,
+};
+
+use super::flow::{Code, Needs, Registers};
+use super::image::Image;
+
+/// Bytes of a jump to anywhere within 2 GiB.
+pub const JUMP: usize = 5;
+/// Where an object's shared count is, and what one reference adds to it: checked at import.
+pub const SHARED: u64 = 16;
+/// One reference in it, above two flags.
+pub const ONE: u64 = 4;
+
+/// What a site does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Counts one more on the object in a register.
+    Add {
+        /// Which holds its address.
+        object: Register,
+    },
+    /// Compares and swaps; rax has the old value.
+    Swap {
+        /// What it does.
+        operand: Operand,
+        /// Which holds the new value.
+        new: Register,
+    },
+}
+
+/// A place in memory, as an instruction has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operand {
+    /// Or none.
+    pub base: Register,
+    /// Or none.
+    pub index: Register,
+    /// Of the index.
+    pub scale: u32,
+    /// In bytes.
+    pub displacement: i64,
+}
+
+/// An instruction to be replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    /// Of its first byte.
+    pub address: usize,
+    /// In bytes.
+    pub length: usize,
+    /// What it does.
+    pub form: Form,
+    /// What the code behind it needs.
+    pub needs: Needs,
+    /// Its function may keep something below the stack pointer.
+    pub red_zone: bool,
+}
+
+/// The entry of a function to be replaced.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Of its first byte.
+    pub address: usize,
+    /// Its first instructions, long enough for a jump.
+    pub head: Vec<Instruction>,
+}
+
+/// A site that is not replaced.
+#[derive(Clone, Debug)]
+pub struct LeftAlone {
+    /// Of its first byte.
+    pub address: usize,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// What is to be done to an image.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// In order.
+    pub sites: Vec<Site>,
+    /// Only where the function that drops references is in this image.
+    pub entry: Option<Entry>,
+    /// In order.
+    pub left_alone: Vec<LeftAlone>,
+}
+
+/// Where branches of an image go: a bit for each byte of its code.
+struct Targets {
+    start: usize,
+    bits: Vec<u64>,
+}
+
+impl Targets {
+    fn new(code: &[Range<usize>]) -> Targets {
+        let start = code.iter().map(|range| range.start).min().unwrap_or(0);
+        let end = code.iter().map(|range| range.end).max().unwrap_or(0);
+        Targets { start, bits: vec![0; (end - start).div_ceil(64)] }
+    }
+
+    fn add(&mut self, address: usize) {
+        let at = address.wrapping_sub(self.start);
+        if let Some(bits) = self.bits.get_mut(at / 64) {
+            *bits |= 1 << (at % 64);
+        }
+    }
+
+    /// Whether one goes into a range, behind its first byte.
+    fn within(&self, range: Range<usize>) -> bool {
+        (range.start + 1..range.end).any(|address| {
+            let at = address - self.start;
+            self.bits.get(at / 64).is_some_and(|bits| bits >> (at % 64) & 1 != 0)
+        })
+    }
+}
+
+/// Makes the plan for an image. `entry` is the address of `_Py_DecRefShared`, wherever
+/// that is.
+///
+/// # Errors
+///
+/// Says why nothing in this image may be touched.
+///
+/// # Safety
+///
+/// Nobody changes the image's code meanwhile.
+pub unsafe fn plan(image: &Image, entry: usize) -> Result<Plan, String> {
+    let functions = image.functions()?;
+    let mut targets = Targets::new(&image.code);
+    let mut plan = Plan::default();
+    let mut instructions: Vec<Instruction> = Vec::new();
+    for function in &functions {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { image.bytes(function.clone()) };
+        let counts = decode(bytes, function.start, &mut targets, &mut instructions);
+        let is_entry = function.start == entry;
+        if is_entry {
+            plan.entry = Some(Entry { address: entry, head: head(&instructions)? });
+        } else if counts {
+            note_sites(&instructions, &mut plan);
+        }
+    }
+    if image.holds(entry) && plan.entry.is_none() {
+        return Err("_Py_DecRefShared is not among its functions".into());
+    }
+    if let Some(entry) = &plan.entry {
+        let length: usize = entry.head.iter().map(Instruction::len).sum();
+        if targets.within(entry.address..entry.address + length) {
+            return Err("a branch goes into the first bytes of _Py_DecRefShared".into());
+        }
+    }
+    let Plan { sites, left_alone, .. } = &mut plan;
+    sites.retain(|site| {
+        let fits = !targets.within(site.address..site.address + site.length);
+        if !fits {
+            left_alone.push(LeftAlone { address: site.address, reason: "a branch goes into the middle of it" });
+        }
+        fits
+    });
+    Ok(plan)
+}
+
+/// Decodes a function, notes where its branches go; says whether it may hold sites.
+fn decode(bytes: &[u8], start: usize, targets: &mut Targets, instructions: &mut Vec<Instruction>) -> bool {
+    instructions.clear();
+    let mut locked = false;
+    let mut decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        match instruction.flow_control() {
+            FlowControl::Next => locked |= instruction.has_lock_prefix(),
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call => {
+                targets.add(instruction.near_branch_target() as usize);
+            }
+            _ => {}
+        }
+        instructions.push(instruction);
+    }
+    locked
+}
+
+fn head(instructions: &[Instruction]) -> Result<Vec<Instruction>, String> {
+    let (mut head, mut length) = (Vec::new(), 0);
+    for instruction in instructions {
+        if length >= JUMP {
+            return Ok(head);
+        }
+        if instruction.flow_control() != FlowControl::Next || instruction.is_ip_rel_memory_operand() {
+            break;
+        }
+        length += instruction.len();
+        head.push(*instruction);
+    }
+    Err("the first instructions of _Py_DecRefShared cannot be moved".into())
+}
+
+fn note_sites(instructions: &[Instruction], plan: &mut Plan) {
+    let mut code = Code::new(instructions);
+    let red_zone = !code.calls();
+    for instruction in instructions {
+        if instruction.code() == Opcode::INVALID {
+            // What follows may be anything.
+            let reason = "the function holds what is not an instruction";
+            plan.left_alone.push(LeftAlone { address: instruction.ip() as usize, reason });
+            return;
+        }
+        let Some(form) = form(instruction) else { continue };
+        let (address, length) = (instruction.ip() as usize, instruction.len());
+        let (form, reason) = match form {
+            Ok(form) => (form, None),
+            Err(reason) => (Form::Add { object: Register::None }, Some(reason)),
+        };
+        let needs = code.needs(instruction.next_ip());
+        let reason = reason.or(match form {
+            _ if length < JUMP => Some("it is shorter than a jump"),
+            Form::Add { .. } if needs.flags => Some("its flags are read"),
+            _ => None,
+        });
+        match reason {
+            Some(reason) => plan.left_alone.push(LeftAlone { address, reason }),
+            None => plan.sites.push(Site { address, length, form, needs, red_zone }),
+        }
+    }
+}
+
+/// What kind of site an instruction is, if it is one; or why it cannot be replaced.
+fn form(instruction: &Instruction) -> Option<Result<Form, &'static str>> {
+    if !instruction.has_lock_prefix()
+        || instruction.memory_size().size() != 8
+        || instruction.op0_kind() != OpKind::Memory
+    {
+        return None;
+    }
+    let operand = Operand {
+        base: instruction.memory_base(),
+        index: instruction.memory_index(),
+        scale: instruction.memory_index_scale(),
+        displacement: instruction.memory_displacement64() as i64,
+    };
+    let plain = |register: Register| register == Register::None || register.is_gpr64() && register != Register::RSP;
+    match instruction.mnemonic() {
+        Mnemonic::Add => {
+            let by_one = matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64)
+                && instruction.immediate(1) == ONE;
+            if !by_one || operand.displacement != SHARED as i64 || operand.index != Register::None {
+                return None;
+            }
+            if instruction.is_ip_rel_memory_operand() || !operand.base.is_gpr64() {
+                return None;
+            }
+            Some(if plain(operand.base) {
+                Ok(Form::Add { object: operand.base })
+            } else {
+                Err("its object is in the stack")
+            })
+        }
+        Mnemonic::Cmpxchg => {
+            let new = instruction.op1_register();
+            if instruction.memory_size() != MemorySize::UInt64 || instruction.segment_prefix() != Register::None {
+                return None;
+            }
+            if instruction.is_ip_rel_memory_operand() || operand.base == Register::RSP {
+                // A variable of the program's or of the function's: not an object's count.
+                return None;
+            }
+            let usable = plain(operand.base) && plain(operand.index) && new.is_gpr64() && new != Register::RSP;
+            Some(if usable { Ok(Form::Swap { operand, new }) } else { Err("its operands are of another form") })
+        }
+        _ => None,
+    }
+}
+
+impl Site {
+    /// Registers that a trampoline must leave alone on its way.
+    pub fn operands(&self) -> Registers {
+        match self.form {
+            Form::Add { object } => Registers::NONE.with(object),
+            Form::Swap { operand, new } => {
+                Registers::NONE.with(Register::RAX).with(new).with(operand.base).with(operand.index)
+            }
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! Machine code in the place of an instruction: looks into the thread's table first, and
+//! does what the instruction did where that has nothing.
+//!
+//! ```text
+//! add     buffer = fs:[word]; stands aside?     → the instruction itself
+//!         slot for the object, gate, a credit?  → one credit less
+//!         otherwise                             → the slow way, all registers kept
+//! swap    not old + 4 nor old - 4?              → the instruction itself
+//!         slot, gate, credits?                  → one less or more, "swapped" in the flags
+//!         otherwise                             → the instruction itself
+//! entry   as add, one credit more               → returns to the caller
+//!         otherwise                             → the slow way is a tail call
+//! ```
+//!
+//! A compare-and-swap of `old` to `old + 4` at an address is an increment if that
+//! address is the count of an object in the table; otherwise it may be anything, as a
+//! reader-writer lock that counts readers in fours. So a swap serves hits alone, and never
+//! brings an object into the table.
+//!
+//! Registers that the code behind a site needs are pushed, below the red zone where
+//! the function may have one. Vector registers are touched by the slow way alone, which
+//! keeps them by `xsave`.
+
+use iced_x86::code_asm::{
+    dword_ptr, get_gpr64, ptr, qword_ptr, r10, r11, r8, r9, rax, rbp, rcx, rdi, rdx, rsi, rsp, AsmMemoryOperand,
+    AsmRegister64, CodeAssembler, CodeLabel,
+};
+use iced_x86::code_asm::{eax, edx};
+use iced_x86::{IcedError, Register};
+
+use super::flow::GENERAL;
+use super::plan::{Entry, Form, Operand, Site, ONE, SHARED};
+
+/// A leaf function may use so many bytes below the stack pointer (System V ABI).
+const RED_ZONE: i32 = 128;
+/// Most bytes of a trampoline.
+pub const LARGEST: usize = 320;
+/// x87, SSE, AVX, and the three of AVX-512: what compilers use without being told.
+const VECTOR_STATE: u32 = 0xE7;
+
+/// What trampolines go by: the buffer's layout, and who helps.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// From the thread pointer to the word that says where the buffer is.
+    pub word: isize,
+    /// In a buffer's head: see include/refbuf_table.h.
+    pub buffer: BufferLayout,
+    /// Counts one more on the object in its argument, as C calls it.
+    pub increment: usize,
+    /// Counts one less, as C calls it.
+    pub decrement: usize,
+    /// What `xsave` needs: see [`vector_bytes`].
+    pub vector_bytes: usize,
+}
+
+/// Offsets and masks of include/refbuf_table.h.
+#[derive(Clone, Copy, Debug)]
+pub struct BufferLayout {
+    /// Of the word that keeps settlers out.
+    pub busy: i32,
+    /// Of the word by which they are heard.
+    pub attention: i32,
+    /// Of the mask of pairs.
+    pub byte_mask: i32,
+    /// Of the pointer to the slots.
+    pub slots: i32,
+    /// Of the count of operations that stand aside.
+    pub skip: i32,
+    /// Bytes of a slot, whose first word is the object.
+    pub slot_size: i32,
+    /// Of its second word.
+    pub slot_word: i32,
+    /// The hash multiplies by this.
+    pub mix: u64,
+    /// And shifts right by so many bits.
+    pub hash_shift: u32,
+    /// Mask of the credits in a word.
+    pub credits: u32,
+    /// A full slot has this bit.
+    pub credit_limit: u32,
+    /// What a credit that comes back adds.
+    pub refund: i32,
+}
+
+/// Bytes that `xsave` needs for [`VECTOR_STATE`] on this processor.
+pub fn vector_bytes() -> usize {
+    // The legacy part and the header come first; each further component has its place.
+    let component = |number: u32| {
+        #[allow(unused_unsafe)] // It has become a safe function.
+        // SAFETY: every processor with xsave has this leaf.
+        let leaf = unsafe { std::arch::x86_64::__cpuid_count(0xD, number) };
+        (leaf.eax + leaf.ebx) as usize
+    };
+    (2..8).filter(|number| VECTOR_STATE >> number & 1 != 0).map(component).max().unwrap_or(0).max(576)
+}
+
+/// Whether the processor and the system keep vector registers by `xsave`.
+pub fn has_xsave() -> bool {
+    #[allow(unused_unsafe)] // As above.
+    // SAFETY: leaf 1 is everywhere.
+    let leaf = unsafe { std::arch::x86_64::__cpuid(1) };
+    leaf.ecx >> 27 & 1 != 0
+}
+
+fn gpr(register: Register) -> AsmRegister64 {
+    get_gpr64(register).unwrap_or_else(|| unreachable!("a general register of 64 bits"))
+}
+
+fn place(operand: Operand) -> AsmMemoryOperand {
+    let mut place = ptr(0);
+    place = match (operand.base, operand.index) {
+        (Register::None, Register::None) => place,
+        (base, Register::None) => ptr(gpr(base)),
+        (Register::None, index) => ptr(gpr(index) * operand.scale as i32),
+        (base, index) => ptr(gpr(base) + gpr(index) * operand.scale as i32),
+    };
+    place + operand.displacement as i32
+}
+
+/// Registers for the way, and the code that keeps those that are needed behind it.
+struct Loan {
+    scratch: Vec<AsmRegister64>,
+    saved: Vec<AsmRegister64>,
+    red_zone: bool,
+}
+
+impl Loan {
+    fn new(site: &Site, count: usize) -> Loan {
+        let operands = site.operands();
+        let usable = || GENERAL.iter().copied().filter(|&register| !operands.holds(register));
+        let free = usable().filter(|&register| site.needs.free.holds(register));
+        let rest = usable().filter(|&register| !site.needs.free.holds(register));
+        let chosen: Vec<Register> = free.chain(rest).take(count).collect();
+        let saved = chosen.iter().copied().filter(|&register| !site.needs.free.holds(register));
+        Loan {
+            saved: saved.map(gpr).collect(),
+            scratch: chosen.into_iter().map(gpr).collect(),
+            red_zone: site.red_zone,
+        }
+    }
+
+    fn take(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        if self.saved.is_empty() {
+            return Ok(());
+        }
+        if self.red_zone {
+            a.lea(rsp, ptr(rsp - RED_ZONE))?;
+        }
+        self.saved.iter().try_for_each(|&register| a.push(register))
+    }
+
+    fn pop(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        self.saved.iter().rev().try_for_each(|&register| a.pop(register))
+    }
+
+    /// Neither pop nor lea changes flags.
+    fn give_back(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
+        self.pop(a)?;
+        if !self.saved.is_empty() && self.red_zone {
+            a.lea(rsp, ptr(rsp + RED_ZONE))?;
+        }
+        Ok(())
+    }
+}
+
+/// `slot` becomes the one of the pair for `object`; goes to `missed` where neither is.
+fn find_slot(
+    a: &mut CodeAssembler,
+    layout: &BufferLayout,
+    object: AsmRegister64,
+    buffer: AsmRegister64,
+    slot: AsmRegister64,
+    missed: CodeLabel,
+) -> Result<(), IcedError> {
+    let mut found = a.create_label();
+    a.mov(slot, layout.mix)?;
+    a.imul_2(slot, object)?;
+    a.shr(slot, layout.hash_shift)?;
+    a.and(slot, qword_ptr(buffer + layout.byte_mask))?;
+    a.add(slot, qword_ptr(buffer + layout.slots))?;
+    a.cmp(qword_ptr(slot), object)?;
+    a.je(found)?;
+    a.add(slot, layout.slot_size)?;
+    a.cmp(qword_ptr(slot), object)?;
+    a.jne(missed)?;
+    a.set_label(&mut found)
+}
+
+/// Into the gate: see `refbuf_enter`.
+fn enter(
+    a: &mut CodeAssembler,
+    layout: &BufferLayout,
+    buffer: AsmRegister64,
+    shut: CodeLabel,
+) -> Result<(), IcedError> {
+    a.mov(dword_ptr(buffer + layout.busy), 1)?;
+    a.cmp(dword_ptr(buffer + layout.attention), 0)?;
+    a.jne(shut)
+}
+
+fn leave(a: &mut CodeAssembler, layout: &BufferLayout, buffer: AsmRegister64) -> Result<(), IcedError> {
+    a.mov(dword_ptr(buffer + layout.busy), 0)
+}
+
+/// A credit less, inside the gate.
+fn spend(a: &mut CodeAssembler, layout: &BufferLayout, slot: AsmRegister64, none: CodeLabel) -> Result<(), IcedError> {
+    a.test(dword_ptr(slot + layout.slot_word), layout.credits as i32)?;
+    a.je(none)?;
+    a.sub(qword_ptr(slot + layout.slot_word), 1)
+}
+
+/// A credit more, inside the gate, where there are some and room for more.
+fn refund(a: &mut CodeAssembler, layout: &BufferLayout, slot: AsmRegister64, none: CodeLabel) -> Result<(), IcedError> {
+    a.test(dword_ptr(slot + layout.slot_word), layout.credits as i32)?;
+    a.je(none)?;
+    // The limit is a power of two: full is whoever has its bit.
+    a.test(dword_ptr(slot + layout.slot_word), layout.credit_limit as i32)?;
+    a.jne(none)?;
+    a.add(qword_ptr(slot + layout.slot_word), layout.refund)
+}
+
+/// The thread's buffer; goes to `aside` where it stands aside.
+fn find_buffer(
+    a: &mut CodeAssembler,
+    context: &Context,
+    buffer: AsmRegister64,
+    aside: CodeLabel,
+) -> Result<(), IcedError> {
+    a.mov(buffer, qword_ptr(context.word as u64).fs())?;
+    a.sub(qword_ptr(buffer + context.buffer.skip), 1)?;
+    a.jns(aside)
+}
+
+/// The code for a site. `slow` is where [`slow_way`] has been put.
+///
+/// # Errors
+///
+/// Where an instruction cannot be written: a bug.
+pub fn for_site(site: &Site, context: &Context, slow: usize, at: usize, back: usize) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    match site.form {
+        Form::Add { object } => add(&mut a, site, gpr(object), context, slow as u64, back as u64)?,
+        Form::Swap { operand, new } => swap(&mut a, site, operand, gpr(new), context, back as u64)?,
+    }
+    a.assemble(at as u64)
+}
+
+fn add(
+    a: &mut CodeAssembler,
+    site: &Site,
+    object: AsmRegister64,
+    context: &Context,
+    slow: u64,
+    back: u64,
+) -> Result<(), IcedError> {
+    let layout = &context.buffer;
+    let loan = Loan::new(site, 2);
+    let (buffer, slot) = (loan.scratch[0], loan.scratch[1]);
+    let (mut aside, mut shut, mut missed) = (a.create_label(), a.create_label(), a.create_label());
+    loan.take(a)?;
+    find_buffer(a, context, buffer, aside)?;
+    find_slot(a, layout, object, buffer, slot, missed)?;
+    enter(a, layout, buffer, shut)?;
+    spend(a, layout, slot, shut)?;
+    leave(a, layout, buffer)?;
+    loan.give_back(a)?;
+    a.jmp(back)?;
+
+    a.set_label(&mut shut)?;
+    leave(a, layout, buffer)?;
+    a.set_label(&mut missed)?;
+    loan.pop(a)?;
+    if loan.saved.is_empty() && site.red_zone {
+        a.lea(rsp, ptr(rsp - RED_ZONE))?;
+    }
+    a.push(object)?;
+    a.call(slow)?;
+    a.lea(rsp, ptr(rsp + 8 + if site.red_zone { RED_ZONE } else { 0 }))?;
+    a.jmp(back)?;
+
+    a.set_label(&mut aside)?;
+    loan.give_back(a)?;
+    a.lock().add(qword_ptr(object + SHARED as i32), ONE as i32)?;
+    a.jmp(back)
+}
+
+fn swap(
+    a: &mut CodeAssembler,
+    site: &Site,
+    operand: Operand,
+    new: AsmRegister64,
+    context: &Context,
+    back: u64,
+) -> Result<(), IcedError> {
+    let layout = &context.buffer;
+    let loan = Loan::new(site, 3);
+    let (object, buffer, slot) = (loan.scratch[0], loan.scratch[1], loan.scratch[2]);
+    let (mut not_one_more, mut swapped) = (a.create_label(), a.create_label());
+    let (mut shut, mut itself) = (a.create_label(), a.create_label());
+    loan.take(a)?;
+    a.lea(object, place(operand) - SHARED as i32)?;
+    a.lea(buffer, ptr(new - ONE as i32))?;
+    a.cmp(buffer, rax)?;
+    a.jne(not_one_more)?;
+    find_buffer(a, context, buffer, itself)?;
+    find_slot(a, layout, object, buffer, slot, itself)?;
+    enter(a, layout, buffer, shut)?;
+    spend(a, layout, slot, shut)?;
+    a.set_label(&mut swapped)?;
+    leave(a, layout, buffer)?;
+    loan.give_back(a)?;
+    // Zero set, and the rest as a swap of equals leaves it.
+    a.cmp(rax, rax)?;
+    a.jmp(back)?;
+
+    a.set_label(&mut not_one_more)?;
+    a.lea(buffer, ptr(new + ONE as i32))?;
+    a.cmp(buffer, rax)?;
+    a.jne(itself)?;
+    // Merged, with a count of one: the code behind takes the object for dead.
+    a.cmp(rax, 7)?;
+    a.je(itself)?;
+    find_buffer(a, context, buffer, itself)?;
+    find_slot(a, layout, object, buffer, slot, itself)?;
+    enter(a, layout, buffer, shut)?;
+    refund(a, layout, slot, shut)?;
+    a.jmp(swapped)?;
+
+    a.set_label(&mut shut)?;
+    leave(a, layout, buffer)?;
+    a.set_label(&mut itself)?;
+    loan.give_back(a)?;
+    a.lock().cmpxchg(qword_ptr_of(operand), new)?;
+    a.jmp(back)
+}
+
+fn qword_ptr_of(operand: Operand) -> AsmMemoryOperand {
+    qword_ptr(place(operand))
+}
+
+/// The code for the entry of `_Py_DecRefShared`; its argument is in rdi, and all that a
+/// called function may change is free.
+///
+/// # Errors
+///
+/// Where an instruction cannot be written: a bug.
+pub fn for_entry(context: &Context, original: usize, at: usize) -> Result<Vec<u8>, IcedError> {
+    let layout = &context.buffer;
+    let mut a = CodeAssembler::new(64)?;
+    let (mut shut, mut missed, mut aside) = (a.create_label(), a.create_label(), a.create_label());
+    find_buffer(&mut a, context, rax, aside)?;
+    find_slot(&mut a, layout, rdi, rax, rcx, missed)?;
+    enter(&mut a, layout, rax, shut)?;
+    refund(&mut a, layout, rcx, shut)?;
+    leave(&mut a, layout, rax)?;
+    a.ret()?;
+    a.set_label(&mut shut)?;
+    leave(&mut a, layout, rax)?;
+    a.set_label(&mut missed)?;
+    a.mov(rax, context.decrement as u64)?;
+    a.jmp(rax)?;
+    a.set_label(&mut aside)?;
+    a.jmp(original as u64)?;
+    a.assemble(at as u64)
+}
+
+/// The function as it was: its first instructions, then the rest of it.
+///
+/// # Errors
+///
+/// Where an instruction cannot be moved.
+pub fn original(entry: &Entry, at: usize) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    for instruction in &entry.head {
+        a.add_instruction(*instruction)?;
+    }
+    let length: usize = entry.head.iter().map(iced_x86::Instruction::len).sum();
+    a.jmp((entry.address + length) as u64)?;
+    a.assemble(at as u64)
+}
+
+/// The slow way of an add: calls `context.increment` with what was pushed before the
+/// call, and keeps everything, vector registers included.
+///
+/// # Errors
+///
+/// Where an instruction cannot be written: a bug.
+pub fn slow_way(context: &Context, at: usize) -> Result<Vec<u8>, IcedError> {
+    const KEPT: [AsmRegister64; 9] = [rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11];
+    let mut a = CodeAssembler::new(64)?;
+    a.push(rbp)?;
+    a.mov(rbp, rsp)?;
+    KEPT.iter().try_for_each(|&register| a.push(register))?;
+    a.mov(rdi, qword_ptr(rbp + 16))?;
+    a.sub(rsp, context.vector_bytes as i32)?;
+    a.and(rsp, -64)?;
+    // xsave adds to the header, xrstor wants the rest of it to be zero.
+    a.xor(eax, eax)?;
+    (512..576).step_by(8).try_for_each(|offset| a.mov(qword_ptr(rsp + offset), rax))?;
+    a.mov(eax, VECTOR_STATE)?;
+    a.xor(edx, edx)?;
+    a.xsave(ptr(rsp))?;
+    a.cld()?;
+    a.mov(rax, context.increment as u64)?;
+    a.call(rax)?;
+    a.mov(eax, VECTOR_STATE)?;
+    a.xor(edx, edx)?;
+    a.xrstor(ptr(rsp))?;
+    a.lea(rsp, ptr(rbp - 8 * KEPT.len() as i32))?;
+    KEPT.iter().rev().try_for_each(|&register| a.pop(register))?;
+    a.pop(rbp)?;
+    a.ret()?;
+    a.assemble(at as u64)
+}
+
+/// Registers that a site's trampoline pushes.
+pub fn pushes(site: &Site) -> usize {
+    let count = if matches!(site.form, Form::Add { .. }) { 2 } else { 3 };
+    Loan::new(site, count).saved.len()
+}

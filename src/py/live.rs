@@ -1,0 +1,127 @@
+//! Live mode, as `python/refbuf/_live.py` uses it. On other builds and systems the same
+//! functions say why there is none.
+
+use std::path::PathBuf;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+#[cfg(all(buffered, target_os = "linux", target_arch = "x86_64"))]
+use crate::live::interpreter as here;
+
+pyo3::create_exception!(
+    refbuf,
+    UnsupportedError,
+    PyRuntimeError,
+    "Live mode cannot be used here, or now: the message says why. Nothing has been changed."
+);
+
+/// Elsewhere.
+#[cfg(not(all(buffered, target_os = "linux", target_arch = "x86_64")))]
+mod here {
+    use std::path::{Path, PathBuf};
+
+    use pyo3::prelude::*;
+
+    /// Nothing is ever patched.
+    pub(super) struct ImageReport {
+        pub(super) path: PathBuf,
+        pub(super) adds: usize,
+        pub(super) swaps: usize,
+        pub(super) hooked: bool,
+        pub(super) left_alone: Vec<(usize, &'static str)>,
+        pub(super) trampoline_bytes: usize,
+        pub(super) pushes: usize,
+        pub(super) seconds: f64,
+    }
+
+    pub(super) fn obstacle() -> Option<String> {
+        Some(if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
+            "live mode is for Linux on x86-64 only".into()
+        } else if cfg!(Py_GIL_DISABLED) {
+            "live mode does not know the objects of a debug build: use a release build of free-threaded CPython".into()
+        } else {
+            "live mode needs a free-threaded build of CPython, and this one has a GIL: run it with python3.13t".into()
+        })
+    }
+
+    pub(super) fn is_installed() -> bool {
+        false
+    }
+
+    pub(super) fn install(_py: Python<'_>, _extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
+        Err(obstacle().unwrap_or_default())
+    }
+
+    pub(super) fn load(_path: &Path) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn install_extension(_py: Python<'_>, _path: &Path) -> Result<Option<ImageReport>, String> {
+        Ok(None)
+    }
+
+    pub(super) fn uninstall(_py: Python<'_>) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn describe<'py>(py: Python<'py>, report: &here::ImageReport) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("path", &report.path)?;
+    dict.set_item("adds", report.adds)?;
+    dict.set_item("swaps", report.swaps)?;
+    dict.set_item("hooked", report.hooked)?;
+    dict.set_item("left_alone", &report.left_alone)?;
+    dict.set_item("trampoline_bytes", report.trampoline_bytes)?;
+    dict.set_item("registers_saved", report.pushes)?;
+    dict.set_item("seconds", report.seconds)?;
+    Ok(dict)
+}
+
+/// Why live mode cannot be used here, or None.
+#[pyfunction]
+fn live_obstacle() -> Option<String> {
+    here::obstacle()
+}
+
+/// Whether the interpreter is patched.
+#[pyfunction]
+fn live_installed() -> bool {
+    here::is_installed()
+}
+
+/// Patches the interpreter and these extensions; says what was done to each.
+#[pyfunction]
+fn live_install(py: Python<'_>, extensions: Vec<PathBuf>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    if let Some(obstacle) = here::obstacle() {
+        return Err(UnsupportedError::new_err(obstacle));
+    }
+    let reports = here::install(py, &extensions).map_err(UnsupportedError::new_err)?;
+    reports.iter().map(|report| describe(py, report)).collect()
+}
+
+/// Loads an extension and patches it before it is run; None where there is nothing to do.
+#[pyfunction]
+fn live_load_extension(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict>>> {
+    here::load(&path)?;
+    let report = here::install_extension(py, &path).map_err(UnsupportedError::new_err)?;
+    report.as_ref().map(|report| describe(py, report)).transpose()
+}
+
+/// Puts everything back.
+#[pyfunction]
+fn live_uninstall(py: Python<'_>) -> PyResult<()> {
+    here::uninstall(py).map_err(UnsupportedError::new_err)
+}
+
+/// Adds all this to the module.
+pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("UnsupportedError", module.py().get_type::<UnsupportedError>())?;
+    module.add_function(wrap_pyfunction!(live_obstacle, module)?)?;
+    module.add_function(wrap_pyfunction!(live_installed, module)?)?;
+    module.add_function(wrap_pyfunction!(live_install, module)?)?;
+    module.add_function(wrap_pyfunction!(live_load_extension, module)?)?;
+    module.add_function(wrap_pyfunction!(live_uninstall, module)?)
+}

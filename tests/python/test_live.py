@@ -1,0 +1,231 @@
+"""Live mode: the interpreter's own counts go through the buffers, and all can be put back.
+
+Each test patches an interpreter of its own.
+"""
+
+import platform
+import sys
+
+import pytest
+import refbuf
+
+LIVE = refbuf._refbuf.live_obstacle() is None
+live = pytest.mark.skipif(not LIVE, reason="live mode is for free-threaded builds on x86-64 Linux")
+
+FIRST = """
+import gc, hashlib, json, sys, threading, time, weakref
+import refbuf
+
+def code():
+    "A hash of all executable memory of the interpreter and of extensions, without refbuf's."
+    sums = {}
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb") as memory:
+        for line in maps:
+            bounds, rights, _, _, _, *path = line.split()
+            if "x" in rights and path and "python" in path[0] and "_refbuf" not in path[0]:
+                start, end = (int(bound, 16) for bound in bounds.split("-"))
+                memory.seek(start)
+                sums[path[0], start] = (rights, hashlib.sha256(memory.read(end - start)).hexdigest())
+    return sums
+
+def in_thread(work, count=1):
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+def eventually(condition):
+    for _ in range(1000):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+"""
+
+
+@pytest.fixture
+def run_live(run_python):
+    def run(code, **options):
+        return run_python(code, first=FIRST, **options)
+
+    return run
+
+
+@live
+def test_the_report_says_what_was_done(run_live):
+    run_live("""
+    report = refbuf.install()
+    assert refbuf.installed() and refbuf.install() is report
+    main, *rest = report.images
+    assert main.adds > 1000 and main.swaps > 100 and main.hooked == ("_Py_DecRefShared",)
+    assert len(main.left_alone) < 10, main.left_alone
+    assert report.sites == sum(image.adds + image.swaps for image in report.images)
+    assert json.loads(json.dumps(report.as_dict()))["sites"] == report.sites
+    assert str(report.sites) in repr(report)
+    """)
+
+
+@live
+def test_all_bytes_are_put_back(run_live):
+    run_live("""
+    import _json
+    before = code()
+    assert len(before) >= 2
+    for _ in range(20):
+        refbuf.install()
+        during = code()
+        assert set(during) >= set(before) and during != before
+        # Executable, and not writable.
+        assert all("w" not in rights for rights, _ in during.values())
+        refbuf.uninstall()
+        assert not refbuf.installed()
+        # Others may have been loaded meanwhile.
+        assert {key: value for key, value in code().items() if key in before} == before
+    refbuf.uninstall()
+    """)
+
+
+@live
+def test_counting_goes_through_the_buffers(run_live):
+    run_live("""
+    refbuf.install()
+    shared = (object(), [], "x" * 50)
+    counts = [sys.getrefcount(thing) for thing in shared]
+    def work():
+        for _ in range(20_000):
+            for thing in shared:
+                kept = [thing, thing]
+    before = refbuf.stats()
+    in_thread(work, 3)
+    after = refbuf.stats()
+    assert after.hits - before.hits > 200_000
+    assert after.atomics - before.atomics < 5_000
+    refbuf.flush_all()
+    assert [sys.getrefcount(thing) for thing in shared] == counts
+    """)
+
+
+@live
+def test_objects_are_finalized_once_and_in_time(run_live):
+    run_live("""
+    refbuf.install()
+    class Plain:
+        def __init__(self, number):
+            self.number = number
+        def __del__(self):
+            ended.append(self.number)
+    ended, lists = [], [[] for _ in range(4)]
+    objects = [Plain(number) for number in range(400)]
+    refs = [weakref.ref(one) for one in objects]
+    def work():
+        for turn in range(200):
+            for one in objects:
+                held = (one, one.number)
+        del held, one
+    in_thread(work, 4)
+    del objects, work
+    assert eventually(lambda: len(ended) == 400), len(ended)
+    assert sorted(ended) == list(range(400)) and all(ref() is None for ref in refs)
+    time.sleep(0.05)
+    assert len(ended) == 400
+    """)
+
+
+@live
+def test_a_cycle_is_collected(run_live):
+    run_live("""
+    refbuf.install()
+    class Node:
+        pass
+    refs = []
+    def work():
+        node = Node()
+        node.other = Node()
+        node.other.other = node
+        refs.append(weakref.ref(node))
+        in_thread(lambda: [node.other.other for _ in range(1000)])
+    in_thread(work, 3)
+    gc.collect()
+    assert eventually(lambda: gc.collect() is not None and all(ref() is None for ref in refs))
+    """)
+
+
+@live
+def test_extensions_are_patched_as_they_are_loaded(run_live):
+    run_live("""
+    assert "countext" not in sys.modules
+    before = code()
+    refbuf.install()
+    import countext, _json, math
+    during = code()
+    refbuf.uninstall()
+    new = {key for key in during if key not in before}
+    assert any("_json" in path or "math" in path for path, _ in new)
+    assert {key: value for key, value in code().items() if key in before} == before
+    """)
+
+
+@live
+def test_it_is_refused_while_other_threads_run(run_live):
+    run_live("""
+    before = code()
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    for change, wanted in (refbuf.install, "installing"), (refbuf.uninstall, None):
+        try:
+            change()
+        except refbuf.UnsupportedError as error:
+            assert str(error).startswith(f"{wanted} while 1 other Python thread runs is not safe: ")
+        else:
+            assert wanted is None
+    assert not refbuf.installed()
+    assert {key: value for key, value in code().items() if key in before} == before
+    stop.set()
+    thread.join()
+    refbuf.install()
+    """)
+
+
+@live
+def test_a_forked_child_goes_on(run_live):
+    run_live("""
+    import os
+    refbuf.install()
+    shared = [object()]
+    in_thread(lambda: [shared[0] for _ in range(1000)], 2)
+    child = os.fork()
+    if child == 0:
+        in_thread(lambda: [shared[0] for _ in range(1000)], 2)
+        os._exit(0 if refbuf.installed() and refbuf.stats().hits > 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """)
+
+
+@live
+@pytest.mark.parametrize("extensions", [True, False])
+def test_threads_may_count_to_the_end(run_live, extensions):
+    run_live(f"""
+    refbuf.install(extensions={extensions})
+    shared = (object(), {{"a": object()}})
+    def work():
+        while not stop.is_set():
+            for _ in range(100):
+                shared[0], shared[1]["a"]
+    stop = threading.Event()
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    stop.set()
+    """)
+
+
+@pytest.mark.skipif(LIVE, reason="live mode can be used here")
+def test_elsewhere_it_is_refused():
+    wanted = "has a GIL" if sys.version_info < (3, 13) and platform.machine() == "x86_64" else "live mode"
+    with pytest.raises(refbuf.UnsupportedError, match=wanted):
+        refbuf.install()
+    assert not refbuf.installed()
+    refbuf.uninstall()
