@@ -3,10 +3,7 @@
 import _imp
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _refbuf
 from ._refbuf import UnsupportedError
@@ -14,8 +11,7 @@ from ._refbuf import UnsupportedError
 __all__ = ["ImageReport", "InstallReport", "UnsupportedError", "install", "installed", "uninstall"]
 
 
-@dataclass(frozen=True)
-class ImageReport:
+class ImageReport(NamedTuple):
     """What was done to one loaded file.
 
     path: the file.
@@ -38,8 +34,7 @@ class ImageReport:
     seconds: float
 
 
-@dataclass(frozen=True, repr=False)
-class InstallReport:
+class InstallReport(NamedTuple):
     """What `install` did: one `ImageReport` for the interpreter and for each extension."""
 
     images: tuple[ImageReport, ...]
@@ -56,7 +51,7 @@ class InstallReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For json."""
-        images = [asdict(image) for image in self.images]
+        images = [image._asdict() for image in self.images]
         return {"images": images, "sites": self.sites, "seconds": self.seconds}
 
     def __repr__(self) -> str:
@@ -74,18 +69,18 @@ def _image_report(found: dict[str, Any]) -> ImageReport:
 
 
 def _loaded_extensions() -> Iterator[str]:
-    suffixes = tuple(EXTENSION_SUFFIXES)
+    suffixes = tuple(_imp.extension_suffixes())
     for module in list(sys.modules.values()):
         path = getattr(getattr(module, "__spec__", None), "origin", None)
         if isinstance(path, str) and path.endswith(suffixes):
             yield path
 
 
-_create_dynamic: Callable[..., ModuleType] = _imp.create_dynamic
+_create_dynamic: Callable[..., Any] = _imp.create_dynamic
 _report: InstallReport | None = None
 
 
-def _create_and_patch(spec: ModuleSpec, *rest: Any) -> ModuleType:
+def _create_and_patch(spec: Any, *rest: Any) -> Any:
     # Loaded first, so that it is patched before it runs; the interpreter then gets the same file.
     if spec.origin is not None:
         try:

@@ -117,7 +117,9 @@ def test_private_objects_are_the_owners_in_every_replica(simulate, traces):
     _, results = simulate("--trace", traces("private"), "--threads", "64", "--no-validate")
     for scheme in ("deltas", "biased", "credits"):
         row = by_scheme(results, 64)[scheme]
-        assert row["atomics_per_1000_pairs"] == row["misses_per_1000_pairs"] == 0
+        assert row["atomics_per_1000_pairs"] == 0
+        # Where one thread's 16 objects end and another's begin, a line may be both's.
+        assert row["misses_per_1000_pairs"] <= 2 * 1000 / 16
 
 
 def test_tables_are_reported_over_sizes_and_hashes(simulate, traces):
