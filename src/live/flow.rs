@@ -37,9 +37,6 @@ impl Registers {
     /// None.
     pub const NONE: Registers = Registers(0);
 
-    /// All sixteen.
-    pub const ALL: Registers = Registers(u16::MAX);
-
     fn bit(register: Register) -> u16 {
         let full = register.full_register();
         if full.is_gpr64() {

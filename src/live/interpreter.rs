@@ -201,25 +201,26 @@ pub(crate) fn install(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<Imag
     refuse_others(py, "installing")?;
     let prepared: Result<Vec<_>, String> = chosen(extensions).iter().map(prepare).collect();
     let (reports, patches): (Vec<_>, Vec<_>) = prepared?.into_iter().unzip();
-    if !patches.iter().any(|patched| patched.patch.original().is_some()) {
+    let Some(original) = patches.iter().find_map(|patched| patched.patch.original()) else {
         return Err("_Py_DecRefShared is in no loaded file".into());
-    }
+    };
     quietly(py, || {
         refuse_others(py, "installing")?;
+        // First: once a settler runs again, what it releases must not come back to the buffers.
+        interp::set_original_release(original);
         for (index, patched) in patches.iter().enumerate() {
             // SAFETY: no other thread has a state, and the settlers have ended.
             if let Err(error) = unsafe { patched.patch.apply() } {
-                for patched in &patches[..index] {
+                for patched in &patches[..=index] {
                     // SAFETY: as above; nobody has run a trampoline.
                     let _ = unsafe { patched.patch.revert() };
                 }
+                interp::set_original_release(entry());
                 return Err(cannot(patched, &error));
             }
         }
         Ok(())
     })?;
-    let original = patches.iter().find_map(|patched| patched.patch.original());
-    interp::set_original_release(original.unwrap_or_else(entry));
     lock(&PATCHED).extend(patches);
     Ok(reports)
 }

@@ -12,8 +12,6 @@
 //!
 //! x86-64 Linux. `docs/LIVE.md` has the protocol.
 
-#![allow(clippy::similar_names)]
-
 pub mod flow;
 pub mod image;
 pub mod memory;

@@ -261,7 +261,8 @@ fn form(instruction: &Instruction) -> Option<Result<Form, &'static str>> {
             if !by_one || operand.displacement != SHARED as i64 || operand.index != Register::None {
                 return None;
             }
-            if instruction.is_ip_rel_memory_operand() || !operand.base.is_gpr64() {
+            let in_thread = instruction.segment_prefix() != Register::None;
+            if in_thread || instruction.is_ip_rel_memory_operand() || !operand.base.is_gpr64() {
                 return None;
             }
             Some(if plain(operand.base) {
