@@ -18,6 +18,7 @@ TEST_LIMIT ?= 1200
 
 FT := .venv-ft
 GIL := .venv-gil
+LTO := .venv-lto
 LINT := .venv-lint
 
 SOURCES := Cargo.toml Cargo.lock build.rs pyproject.toml README.md LICENSE-MIT LICENSE-APACHE \
@@ -103,6 +104,9 @@ $(GIL)/.created: build/request-gil tools/requirements.txt $(call missing,$(GIL))
 	@$(PYTHON) tools/preflight.py venv
 	$(call create,$(GIL),$$($(PYTHON) -c 'import sys; print(sys.executable)'))
 
+$(LTO)/.created: tools/requirements.txt $(call missing,$(LTO))
+	@$(call create,$(LTO),$$($(PYTHON) tools/ft_python.py --lto))
+
 .venv-py%/.created: build/request-py% tools/requirements.txt
 	@$(call create,.venv-py$*,$(call other_python,$*))
 
@@ -124,6 +128,9 @@ $(LINT)/.created: tools/requirements-lint.txt
 	$(PYTHON) -m venv $(LINT)
 	$(LINT)/bin/python $(pip_install) --only-binary :all: -r tools/requirements-lint.txt
 	touch $@
+
+.PHONY: ft-lto
+ft-lto: $(LTO)/.installed ## Leave .venv-lto, of a free-threaded build with link-time optimization (about 8 minutes)
 
 # -- the two commands ---------------------------------------------------------
 
@@ -304,7 +311,7 @@ format: $(LINT)/.created ## Let rustfmt and ruff put the sources into shape
 .PHONY: clean
 clean: ## Remove all that was built here; the interpreter in the cache stays
 	@$(say) "removing build, target and the environments"
-	rm -rf build target .venv-ft .venv-gil .venv-lint .venv-py3.12 .venv-py3.13 .pytest_cache .ruff_cache .hypothesis
+	rm -rf build target .venv-ft .venv-gil .venv-lto .venv-lint .venv-py3.12 .venv-py3.13 .pytest_cache .ruff_cache .hypothesis
 	rm -rf $(C_EXAMPLE)/build $(C_EXAMPLE)/*.egg-info
 	find python tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} +
 	find python -name '*.so' -delete

@@ -8,6 +8,10 @@ The order, first hit wins:
 3. uv's, where it is installed and has one or can download one;
 4. Debian's source package, built with ``--disable-gil`` into the cache.
 
+With ``--lto`` only the cache and the fourth way count, and the interpreter is
+built with link-time optimization, as those of distributions and installers are:
+live mode meets other machine code there.
+
 The path goes to standard output, everything else to standard error, so that
 ``$(python3 tools/ft_python.py)`` is the interpreter. Exit status 1, and one
 sentence, when none of these works.
@@ -18,6 +22,7 @@ The cache is ``$REFBUF_CACHE``, else ``$XDG_CACHE_HOME/refbuf``, else
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -28,6 +33,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 #: Newest first. PyO3 0.28, which Cargo.toml pins, refuses 3.15: with the pin
 #: goes this end of the list, and preflight.py's NEWEST.
@@ -44,6 +50,21 @@ UV_LIMIT = 300
 APT_LIMIT = 300
 
 BUILD_DEPENDENCIES = "gcc make dpkg-dev libssl-dev zlib1g-dev libffi-dev xz-utils"
+
+
+class Kind(NamedTuple):
+    """A build that the cache may hold."""
+
+    prefix: str
+    """What its folder's name begins with."""
+    options: tuple[str, ...]
+    """For configure, beside --disable-gil."""
+    minutes: int
+    """What building takes on 2 cores."""
+
+
+USUAL = Kind("python", (), 3)
+LTO = Kind("lto-python", ("--with-lto",), 8)
 
 PROBE = (
     "import sys, sysconfig;"
@@ -110,11 +131,21 @@ def installed() -> Path | None:
         name = f"python{version}t"
         candidates = [shutil.which(name)]
         candidates += sorted(pyenv.glob(f"{version}*t/bin/{name}"), reverse=True)
-        candidates += sorted(cache_dir().glob(f"python{version}.*/bin/{name}"), reverse=True)
+        candidates += in_cache(USUAL, version)
         for candidate in candidates:
             if candidate and is_usable(candidate):
                 return Path(candidate)
     return None
+
+
+def in_cache(kind: Kind, version: str) -> list[Path]:
+    return sorted(cache_dir().glob(f"{kind.prefix}{version}.*/bin/python{version}t"), reverse=True)
+
+
+def cached(kind: Kind) -> Path | None:
+    """The newest of a kind in the cache."""
+    found = (path for version in VERSIONS for path in in_cache(kind, version))
+    return next(filter(is_usable, found), None)
 
 
 # -- uv ----------------------------------------------------------------------
@@ -223,14 +254,14 @@ def apt_get(options: list[str], work: Path, *command: str) -> str:
     return "" if run.returncode == 0 else last_line(run.stderr)
 
 
-def from_debian_source() -> Path:
+def from_debian_source(kind: Kind = USUAL) -> Path:
     for tool in ("apt-get", "dpkg-source", "gcc", "make"):
         if shutil.which(tool) is None:
             raise Unavailable(f"{tool} is not installed")
     cache = cache_dir()
     with alone(cache):
         # Another run may have built one while this one waited.
-        return installed() or fetch_and_build(cache)
+        return cached(kind) or fetch_and_build(cache, kind)
 
 
 @contextlib.contextmanager
@@ -246,14 +277,13 @@ def alone(cache: Path) -> Iterator[None]:
         yield
 
 
-def fetch_and_build(cache: Path) -> Path:
+def fetch_and_build(cache: Path, kind: Kind) -> Path:
     work = cache / "build-python"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         version, dsc = fetch_source(work)
-        prefix = cache / f"python{version}t"
-        python = build(version, dsc, work, prefix)
+        python = build(version, dsc, work, cache / f"{kind.prefix}{version}t", kind)
     finally:
         # A failed build leaves its log, and nothing that looks like a success.
         log = work / "build.log"
@@ -263,17 +293,17 @@ def fetch_and_build(cache: Path) -> Path:
     return python
 
 
-def build(version: str, dsc: Path, work: Path, prefix: Path) -> Path:
+def build(version: str, dsc: Path, work: Path, prefix: Path, kind: Kind) -> Path:
     source = work / "source"
     log = work / "build.log"
     jobs = f"-j{os.cpu_count() or 1}"
     staging = work / "staging"
-    say(f"building {version} (about 3 minutes on 2 cores)")
+    say(f"building {version} (about {kind.minutes} minutes on 2 cores)")
     # Debian's patches move site-packages, which breaks venv and pip in a private prefix.
     step("unpacking", ["dpkg-source", "--skip-patches", "-x", str(dsc), str(source)], work, log)
     step(
         "configuring",
-        ["./configure", "--disable-gil", "--with-ensurepip=install", f"--prefix={prefix}"],
+        ["./configure", "--disable-gil", "--with-ensurepip=install", f"--prefix={prefix}", *kind.options],
         source,
         log,
     )
@@ -329,10 +359,17 @@ def last_line(text: str) -> str:
 
 
 def main() -> int:
-    python = from_environment() or installed()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--lto", action="store_true", help="one that is built with link-time optimization")
+    if parser.parse_args().lto:
+        python, ways = cached(LTO), (lambda: from_debian_source(LTO),)
+        advice = ""
+    else:
+        python, ways = from_environment() or installed(), (from_uv, from_debian_source)
+        advice = "install python3.14t or python3.13t and set REFBUF_FT_PYTHON to it, or "
     if python is None:
         reasons = []
-        for way in (from_uv, from_debian_source):
+        for way in ways:
             try:
                 python = way()
                 break
@@ -342,8 +379,7 @@ def main() -> int:
         else:
             print(
                 f"No free-threaded CPython could be found or made ({'; '.join(reasons)}): "
-                "install python3.14t or python3.13t and set REFBUF_FT_PYTHON to it, "
-                f"or install {BUILD_DEPENDENCIES} and run this again.",
+                f"{advice}install {BUILD_DEPENDENCIES} and run this again.",
                 file=sys.stderr,
             )
             return 1

@@ -83,6 +83,22 @@ impl Pages {
         Err(io::Error::new(io::ErrorKind::OutOfMemory, "no memory is free within 2 GiB of it"))
     }
 
+    /// So many bytes in the lowest 2 GiB, where code reaches them without a register.
+    ///
+    /// # Errors
+    ///
+    /// Where nothing is free there.
+    pub fn low(length: usize) -> io::Result<Pages> {
+        let length = length.max(1).next_multiple_of(page());
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
+        // SAFETY: asks for new pages.
+        let got = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if got == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Pages { start: got as usize, length })
+    }
+
     /// Of the first byte.
     pub fn start(&self) -> usize {
         self.start
@@ -98,6 +114,16 @@ impl Pages {
         assert!(offset + bytes.len() <= self.length, "within the pages");
         // SAFETY: our own pages, and within them; nobody runs what is there yet.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), (self.start + offset) as *mut u8, bytes.len()) };
+    }
+
+    /// From now on they may be written, and no longer executed.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn open(&self) -> io::Result<()> {
+        // SAFETY: our own pages, which nobody runs while they are written.
+        unsafe { protect(self.range(), libc::PROT_READ | libc::PROT_WRITE) }
     }
 
     /// From now on they may be executed, and no longer written.

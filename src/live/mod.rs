@@ -8,6 +8,8 @@
 //! | [`trampoline`] | the machine code that stands in for them |
 //! | [`memory`] | pages within reach of a jump |
 //! | [`patch`] | apply, all or nothing, and revert |
+//! | [`trial`] | runs machine code in a machine state of choice |
+//! | [`selftest`] | whether trampolines do what they should, on scratch objects |
 //! | `interpreter` | CPython: when it may be done, and what the slow ways are |
 //!
 //! x86-64 Linux. `docs/LIVE.md` has the protocol.
@@ -17,7 +19,12 @@ pub mod image;
 pub mod memory;
 pub mod patch;
 pub mod plan;
+pub mod selftest;
 pub mod trampoline;
+pub mod trial;
+
+#[cfg(test)]
+mod tests;
 
 #[cfg(all(feature = "python", buffered))]
 pub(crate) mod interpreter;

@@ -164,10 +164,10 @@ impl Patch {
 }
 
 /// Blocks all signals of the calling thread.
-struct NoSignals(libc::sigset_t);
+pub(super) struct NoSignals(libc::sigset_t);
 
 impl NoSignals {
-    fn new() -> NoSignals {
+    pub(super) fn new() -> NoSignals {
         let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: both are filled in by the calls.
         unsafe {

@@ -21,6 +21,9 @@
 //! the function may have one. Vector registers are touched by the slow way alone, which
 //! keeps them by `xsave`.
 
+use std::ops::Range;
+use std::sync::OnceLock;
+
 use iced_x86::code_asm::{
     dword_ptr, get_gpr64, ptr, qword_ptr, r10, r11, r8, r9, rax, rbp, rcx, rdi, rdx, rsi, rsp, AsmMemoryOperand,
     AsmRegister64, CodeAssembler, CodeLabel,
@@ -36,7 +39,7 @@ const RED_ZONE: i32 = 128;
 /// Most bytes of a trampoline.
 pub const LARGEST: usize = 320;
 /// x87, SSE, AVX, and the three of AVX-512: what compilers use without being told.
-const VECTOR_STATE: u32 = 0xE7;
+pub(super) const VECTOR_STATE: u32 = 0xE7;
 
 /// What trampolines go by: the buffer's layout, and who helps.
 #[derive(Clone, Copy, Debug)]
@@ -82,16 +85,33 @@ pub struct BufferLayout {
     pub refund: i32,
 }
 
+/// Those of [`VECTOR_STATE`] that this processor has and this system keeps.
+pub fn vectors_here() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register that every system with xsave lets programs read.
+    unsafe { std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    (u64::from(high) << 32 | u64::from(low)) & u64::from(VECTOR_STATE)
+}
+
+/// Where in the area of `xsave` registers are, behind those of x87 and SSE.
+pub fn vector_parts() -> &'static [Range<usize>] {
+    // Kept: hypervisors make this instruction a slow one.
+    static PARTS: OnceLock<Vec<Range<usize>>> = OnceLock::new();
+    PARTS.get_or_init(|| {
+        let part = |number: u32| {
+            #[allow(unused_unsafe)] // It has become a safe function.
+            // SAFETY: every processor with xsave has this leaf.
+            let leaf = unsafe { std::arch::x86_64::__cpuid_count(0xD, number) };
+            leaf.ebx as usize..(leaf.ebx + leaf.eax) as usize
+        };
+        (2..8).filter(|number| vectors_here() >> number & 1 != 0).map(part).collect()
+    })
+}
+
 /// Bytes that `xsave` needs for [`VECTOR_STATE`] on this processor.
 pub fn vector_bytes() -> usize {
-    // The legacy part and the header come first; each further component has its place.
-    let component = |number: u32| {
-        #[allow(unused_unsafe)] // It has become a safe function.
-        // SAFETY: every processor with xsave has this leaf.
-        let leaf = unsafe { std::arch::x86_64::__cpuid_count(0xD, number) };
-        (leaf.eax + leaf.ebx) as usize
-    };
-    (2..8).filter(|number| VECTOR_STATE >> number & 1 != 0).map(component).max().unwrap_or(0).max(576)
+    // The legacy part and the header come first.
+    vector_parts().iter().map(|part| part.end).max().unwrap_or(0).max(576)
 }
 
 /// Whether the processor and the system keep vector registers by `xsave`.
@@ -334,7 +354,8 @@ fn swap(
     a.jmp(back)
 }
 
-fn qword_ptr_of(operand: Operand) -> AsmMemoryOperand {
+/// The operand of a swap.
+pub(super) fn qword_ptr_of(operand: Operand) -> AsmMemoryOperand {
     qword_ptr(place(operand))
 }
 

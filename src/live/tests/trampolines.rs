@@ -1,0 +1,66 @@
+//! Trampolines of every form, with registers, flags, vector registers, red zones and
+//! tables by chance, against the instructions that they stand for.
+
+use iced_x86::Register;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::{context, here};
+use crate::live::flow::{Needs, Registers, GENERAL};
+use crate::live::plan::{Form, Operand, Site};
+use crate::live::selftest::{check_entry, check_site, Chance};
+use crate::live::trial::Trial;
+
+fn register() -> impl Strategy<Value = Register> {
+    select(&GENERAL[..])
+}
+
+fn maybe_register() -> impl Strategy<Value = Register> {
+    prop_oneof![1 => Just(Register::None), 3 => register()]
+}
+
+fn operand() -> impl Strategy<Value = Operand> {
+    let displacement = prop_oneof![Just(0i64), Just(16), -128i64..128, -0x7FFF_0000i64..0x7FFF_0000];
+    (maybe_register(), maybe_register(), select(&[1u32, 2, 4, 8][..]), displacement)
+        .prop_map(|(base, index, scale, displacement)| Operand { base, index, scale, displacement })
+        .prop_filter("an address", |operand| operand.base != Register::None || operand.index != Register::None)
+}
+
+fn form() -> impl Strategy<Value = Form> {
+    prop_oneof![
+        register().prop_map(|object| Form::Add { object }),
+        (operand(), register()).prop_map(|(operand, new)| Form::Swap { operand, new }),
+    ]
+}
+
+/// Registers that are free, from none to all.
+fn free() -> impl Strategy<Value = Registers> {
+    prop_oneof![
+        Just(Vec::new()),
+        proptest::collection::vec(register(), 0..4),
+        Just(GENERAL.to_vec()),
+        proptest::collection::vec(register(), 0..15),
+    ]
+    .prop_map(|free| free.into_iter().fold(Registers::NONE, Registers::with))
+}
+
+fn site() -> impl Strategy<Value = Site> {
+    (form(), free(), any::<bool>()).prop_map(|(form, free, red_zone)| {
+        let flags = matches!(form, Form::Swap { .. });
+        Site { address: 0, length: 6, form, needs: Needs { free, flags }, red_zone }
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_trampoline_does_what_its_instruction_does(site in site(), seed: u64) {
+        let mut trial = Trial::new(&context(), here()).unwrap();
+        prop_assert_eq!(check_site(&mut trial, &site, &mut Chance(seed)).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn the_entry_does_what_the_function_does(seed: u64) {
+        let mut trial = Trial::new(&context(), here()).unwrap();
+        prop_assert_eq!(check_entry(&mut trial, &mut Chance(seed)).unwrap(), Ok(()));
+    }
+}
