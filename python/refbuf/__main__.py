@@ -14,6 +14,7 @@ from . import __version__
 COMMANDS = {
     "bench": "measures what shared objects cost, with refbuf and without",
     "config": "prints compiler flags for extensions that include refbuf.h",
+    "doctor": "says whether live mode can be used here, and if not, why",
     "lab": "compares the ways to count that were discussed in 2007: traces, simulation",
     "run": "runs a program as python does, its reference counts buffered",
 }

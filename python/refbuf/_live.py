@@ -64,11 +64,12 @@ class InstallReport(NamedTuple):
 
 def _image_report(found: dict[str, Any]) -> ImageReport:
     hooked = ("_Py_DecRefShared",) if found["hooked"] else ()
-    found = found | {"path": str(found["path"]), "hooked": hooked}
+    found = found | {"hooked": hooked}
     return ImageReport(**found | {"left_alone": tuple(found["left_alone"])})
 
 
-def _loaded_extensions() -> Iterator[str]:
+def loaded_extensions() -> Iterator[str]:
+    """Files of the extension modules that are loaded."""
     suffixes = tuple(_imp.extension_suffixes())
     for module in list(sys.modules.values()):
         path = getattr(getattr(module, "__spec__", None), "origin", None)
@@ -106,7 +107,7 @@ def install(extensions: bool = True) -> InstallReport:
     global _report
     if _report is not None and installed():
         return _report
-    found = _refbuf.live_install(list(_loaded_extensions()) if extensions else [])
+    found = _refbuf.live_install(list(loaded_extensions()) if extensions else [])
     if extensions:
         _imp.create_dynamic = _create_and_patch
     _report = InstallReport(tuple(_image_report(image) for image in found))

@@ -16,9 +16,11 @@ use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
 use super::image::{self, Image};
+use super::memory;
 use super::patch::Patch;
 use super::plan::{self, Form, Plan, ONE, SHARED};
-use super::trampoline::{self, BufferLayout, Context};
+use super::selftest::{self, Extent};
+use super::trampoline::{self, BufferLayout, Context, Shape};
 use crate::core::sync::lock;
 use crate::interp;
 use crate::interp::attachment;
@@ -164,13 +166,32 @@ fn refuse_others(py: Python<'_>, what: &str) -> Result<(), String> {
     }
 }
 
-fn prepare(image: &Image) -> Result<(ImageReport, Patched), String> {
+/// An image, and what is to be done to it.
+struct Planned {
+    image: Image,
+    plan: Plan,
+    seconds: f64,
+}
+
+fn planned(image: Image) -> Result<Planned, String> {
     let began = Instant::now();
-    let name = || image.path.display();
     // SAFETY: only this module changes code, under its lock.
-    let plan: Plan = unsafe { plan::plan(image, entry()) }.map_err(|why| format!("{}: {why}", name()))?;
+    let plan = unsafe { plan::plan(&image, entry()) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
+    Ok(Planned { image, plan, seconds: began.elapsed().as_secs_f64() })
+}
+
+fn try_out(planned: &[Planned], extent: Extent) -> Result<usize, String> {
+    let sites = planned.iter().flat_map(|planned| &planned.plan.sites);
+    selftest::check(&context(), entry(), sites, extent)
+        .map_err(|what| format!("a trampoline does not do what it should on this machine ({what}): please report this"))
+}
+
+fn prepared(planned: &Planned) -> Result<(ImageReport, Patched), String> {
+    let began = Instant::now();
+    let Planned { image, plan, seconds } = planned;
     // SAFETY: extension modules and the interpreter are never unloaded.
-    let patch = unsafe { Patch::prepare(image, &plan, &context()) }.map_err(|why| format!("{}: {why}", name()))?;
+    let patch =
+        unsafe { Patch::prepare(image, plan, &context()) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
     let adds = plan.sites.iter().filter(|site| matches!(site.form, Form::Add { .. })).count();
     let report = ImageReport {
         path: image.path.clone(),
@@ -179,8 +200,8 @@ fn prepare(image: &Image) -> Result<(ImageReport, Patched), String> {
         hooked: plan.entry.is_some(),
         left_alone: plan.left_alone.iter().map(|left| (left.address - image.span().start, left.reason)).collect(),
         trampoline_bytes: patch.bytes(),
-        pushes: plan.sites.iter().map(trampoline::pushes).sum(),
-        seconds: began.elapsed().as_secs_f64(),
+        pushes: plan.sites.iter().map(|site| Shape::of(site).pushes()).sum(),
+        seconds: seconds + began.elapsed().as_secs_f64(),
     };
     Ok((report, Patched { path: image.path.clone(), start: image.span().start, patch }))
 }
@@ -199,8 +220,10 @@ fn chosen(extensions: &[PathBuf]) -> Vec<Image> {
 /// One sentence.
 pub(crate) fn install(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
     refuse_others(py, "installing")?;
-    let prepared: Result<Vec<_>, String> = chosen(extensions).iter().map(prepare).collect();
-    let (reports, patches): (Vec<_>, Vec<_>) = prepared?.into_iter().unzip();
+    let planned = chosen(extensions).into_iter().map(planned).collect::<Result<Vec<_>, _>>()?;
+    try_out(&planned, Extent::Samples)?;
+    let prepared = planned.iter().map(prepared).collect::<Result<Vec<_>, _>>()?;
+    let (reports, patches): (Vec<_>, Vec<_>) = prepared.into_iter().unzip();
     let Some(original) = patches.iter().find_map(|patched| patched.patch.original()) else {
         return Err("_Py_DecRefShared is in no loaded file".into());
     };
@@ -227,6 +250,58 @@ pub(crate) fn install(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<Imag
 
 fn cannot(patched: &Patched, error: &io::Error) -> String {
     format!("{}: its code cannot be changed: {error}", patched.path.display())
+}
+
+/// What was looked at, whether it is as it must be, and what was found.
+pub(crate) type Check = (&'static str, bool, String);
+
+/// Looks at everything that `install` needs, and changes nothing. Ends at the first check
+/// that fails.
+pub(crate) fn examine(py: Python<'_>, extensions: &[PathBuf]) -> (Vec<Check>, Vec<ImageReport>) {
+    let (mut checks, mut reports) = (Vec::new(), Vec::new());
+    if let Err((name, why)) = examine_all(py, extensions, &mut checks, &mut reports) {
+        checks.push((name, false, why));
+    }
+    (checks, reports)
+}
+
+fn examine_all(
+    py: Python<'_>,
+    extensions: &[PathBuf],
+    checks: &mut Vec<Check>,
+    reports: &mut Vec<ImageReport>,
+) -> Result<(), (&'static str, String)> {
+    if let Some(obstacle) = obstacle() {
+        return Err(("system", obstacle));
+    }
+    checks.push(("system", true, "membarrier and xsave are there".into()));
+    let is_ready = !is_installed();
+    if !is_ready {
+        return Err(("code", "it is patched already: examine a process without live mode".into()));
+    }
+    let images = chosen(extensions);
+    let memory = |error| ("memory", format!("code cannot be changed: {error}"));
+    images.iter().try_for_each(|image| memory::rehearse(&image.path)).map_err(memory)?;
+    checks.push(("memory", true, "a private copy of each file's code can be changed and then executed".into()));
+    let planned = images.into_iter().map(planned).collect::<Result<Vec<_>, _>>().map_err(|why| ("code", why))?;
+    if planned.iter().all(|planned| planned.plan.entry.is_none()) {
+        return Err(("code", "_Py_DecRefShared is in no loaded file".into()));
+    }
+    let sites: usize = planned.iter().map(|planned| planned.plan.sites.len()).sum();
+    let found = format!("{sites} sites in {} files, each decoded; no branch goes into one", planned.len());
+    checks.push(("code", true, found));
+    let tried = try_out(&planned, Extent::All).map_err(|what| ("trampolines", what))?;
+    checks.push(("trampolines", true, format!("all {tried} that differ do on scratch objects what they should")));
+    for planned in &planned {
+        reports.push(prepared(planned).map_err(|what| ("room", what))?.0);
+    }
+    checks.push(("room", true, "there is room for them within reach of a jump".into()));
+    if let Err(why) = refuse_others(py, "installing") {
+        checks.push(("threads", false, why));
+    } else {
+        checks.push(("threads", true, "no other Python thread runs".into()));
+    }
+    Ok(())
 }
 
 /// Loads a file as the interpreter does, which then gets the same; it stays loaded.
@@ -257,7 +332,7 @@ pub(crate) fn install_extension(_py: Python<'_>, path: &Path) -> Result<Option<I
     if patched.is_empty() || patched.iter().any(|known| known.start == image.span().start) {
         return Ok(None);
     }
-    let (report, new) = prepare(&image)?;
+    let (report, new) = prepared(&planned(image)?)?;
     // SAFETY: nobody has run it yet.
     unsafe { new.patch.apply() }.map_err(|error| cannot(&new, &error))?;
     patched.push(new);

@@ -1,7 +1,10 @@
 //! Memory for trampolines, within reach of a jump from an image.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::ptr;
 
 /// How far from its end a jump reaches, with room to spare.
@@ -43,6 +46,26 @@ pub unsafe fn protect(pages: Range<usize>, protection: libc::c_int) -> io::Resul
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Does to a private copy of a file's first page what patching does to its code.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn rehearse(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    // SAFETY: asks for new pages.
+    let got = unsafe { libc::mmap(ptr::null_mut(), page(), protection, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+    if got == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let pages = Pages { start: got as usize, length: page() };
+    pages.open()?;
+    // SAFETY: a page of our own, which may be written.
+    unsafe { got.cast::<u8>().write_volatile(0xCC) };
+    pages.seal()
 }
 
 impl Pages {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`image`] | what is loaded: code, and the bounds of functions |
 //! | [`flow`] | which registers and flags the code behind a site needs |
+//! | [`branches`] | that no branch goes into the middle of a site |
 //! | [`plan`] | which instructions count, and whether each may be replaced |
 //! | [`trampoline`] | the machine code that stands in for them |
 //! | [`memory`] | pages within reach of a jump |
@@ -14,6 +15,7 @@
 //!
 //! x86-64 Linux. `docs/LIVE.md` has the protocol.
 
+pub mod branches;
 pub mod flow;
 pub mod image;
 pub mod memory;

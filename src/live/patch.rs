@@ -10,6 +10,8 @@
 //! Signals are blocked while code cannot be executed. Nobody but the caller may be in the
 //! image's code, or come back to it, meanwhile.
 
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -18,7 +20,7 @@ use std::ptr;
 use super::image::Image;
 use super::memory::{page, pages_of, protect, Pages};
 use super::plan::{Plan, JUMP};
-use super::trampoline::{self, Context};
+use super::trampoline::{self, Context, Shape, Template};
 
 /// Alignment of trampolines.
 const ALIGN: usize = 16;
@@ -81,17 +83,24 @@ impl Patch {
             changes.push(Change { address, before, after });
         };
         let slow = put(&mut pages, &|at| trampoline::slow_way(context, at))?;
+        let mut templates = HashMap::new();
         for site in &plan.sites {
+            let template = match templates.entry(Shape::of(site)) {
+                Occupied(known) => known.into_mut(),
+                Vacant(new) => {
+                    let template = Template::new(new.key(), context).map_err(broken)?;
+                    new.insert(template)
+                }
+            };
             let back = site.address + site.length;
-            let at = put(&mut pages, &|at| trampoline::for_site(site, context, slow, at, back))?;
+            let at = put(&mut pages, &|at| Ok(template.place(at, slow, back)))?;
             change(site.address, site.length, at);
         }
         let mut original = None;
         if let Some(entry) = &plan.entry {
             let kept = put(&mut pages, &|at| trampoline::original(entry, at))?;
             let at = put(&mut pages, &|at| trampoline::for_entry(context, kept, at))?;
-            let length = entry.head.iter().map(iced_x86::Instruction::len).sum();
-            change(entry.address, length, at);
+            change(entry.address, entry.range().len(), at);
             original = Some(kept);
         }
         pages.seal()?;

@@ -17,6 +17,7 @@ use iced_x86::{
     Code as Opcode, Decoder, DecoderOptions, FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register,
 };
 
+use super::branches::{self, Addresses};
 use super::flow::{Code, Needs, Registers};
 use super::image::Image;
 
@@ -101,35 +102,6 @@ pub struct Plan {
     pub left_alone: Vec<LeftAlone>,
 }
 
-/// Where branches of an image go: a bit for each byte of its code.
-struct Targets {
-    start: usize,
-    bits: Vec<u64>,
-}
-
-impl Targets {
-    fn new(code: &[Range<usize>]) -> Targets {
-        let start = code.iter().map(|range| range.start).min().unwrap_or(0);
-        let end = code.iter().map(|range| range.end).max().unwrap_or(0);
-        Targets { start, bits: vec![0; (end - start).div_ceil(64)] }
-    }
-
-    fn add(&mut self, address: usize) {
-        let at = address.wrapping_sub(self.start);
-        if let Some(bits) = self.bits.get_mut(at / 64) {
-            *bits |= 1 << (at % 64);
-        }
-    }
-
-    /// Whether one goes into a range, behind its first byte.
-    fn within(&self, range: Range<usize>) -> bool {
-        (range.start + 1..range.end).any(|address| {
-            let at = address - self.start;
-            self.bits.get(at / 64).is_some_and(|bits| bits >> (at % 64) & 1 != 0)
-        })
-    }
-}
-
 /// Makes the plan for an image. `entry` is the address of `_Py_DecRefShared`, wherever
 /// that is.
 ///
@@ -142,32 +114,68 @@ impl Targets {
 /// Nobody changes the image's code meanwhile.
 pub unsafe fn plan(image: &Image, entry: usize) -> Result<Plan, String> {
     let functions = image.functions()?;
-    let mut targets = Targets::new(&image.code);
+    // SAFETY: the caller's promise.
+    unsafe { plan_functions(image, &functions, entry) }
+}
+
+/// The same for these functions of the image, in order.
+///
+/// # Errors
+///
+/// As for [`plan`].
+///
+/// # Safety
+///
+/// As for [`plan`].
+pub unsafe fn plan_functions(image: &Image, functions: &[Range<usize>], entry: usize) -> Result<Plan, String> {
+    let mut targets = Addresses::new(&image.code);
     let mut plan = Plan::default();
     let mut instructions: Vec<Instruction> = Vec::new();
-    for function in &functions {
+    let mut decoded: Vec<Range<usize>> = Vec::new();
+    for function in functions {
         // SAFETY: the caller's promise.
         let bytes = unsafe { image.bytes(function.clone()) };
-        let counts = decode(bytes, function.start, &mut targets, &mut instructions);
         let is_entry = function.start == entry;
+        if !is_entry && !may_hold_sites(bytes) {
+            continue;
+        }
+        decode(bytes, function.start, &mut instructions);
+        targets.add_branches(&instructions);
+        decoded.push(function.clone());
         if is_entry {
             plan.entry = Some(Entry { address: entry, head: head(&instructions)? });
-        } else if counts {
+        } else {
             note_sites(&instructions, &mut plan);
         }
     }
     if image.holds(entry) && plan.entry.is_none() {
         return Err("_Py_DecRefShared is not among its functions".into());
     }
-    if let Some(entry) = &plan.entry {
-        let length: usize = entry.head.iter().map(Instruction::len).sum();
-        if targets.within(entry.address..entry.address + length) {
-            return Err("a branch goes into the first bytes of _Py_DecRefShared".into());
+    let replaced = plan.replaced(image);
+    for code in gaps(&image.code, &decoded) {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { image.bytes(code.clone()) };
+        for (suspect, target) in branches::suspects(bytes, code.start, &replaced) {
+            let place = functions.partition_point(|function| function.end <= suspect);
+            match functions.get(place).filter(|function| function.contains(&suspect)) {
+                Some(function) => {
+                    // SAFETY: the caller's promise.
+                    let bytes = unsafe { image.bytes(function.clone()) };
+                    decode(bytes, function.start, &mut instructions);
+                    targets.add_branches(&instructions);
+                }
+                // Nobody says what this is: so it may be a branch.
+                None => targets.add(target),
+            }
         }
+    }
+    let into = |range: Range<usize>| (range.start + 1..range.end).any(|address| targets.holds(address));
+    if plan.entry.as_ref().is_some_and(|entry| into(entry.range())) {
+        return Err("a branch goes into the first bytes of _Py_DecRefShared".into());
     }
     let Plan { sites, left_alone, .. } = &mut plan;
     sites.retain(|site| {
-        let fits = !targets.within(site.address..site.address + site.length);
+        let fits = !into(site.address..site.address + site.length);
         if !fits {
             left_alone.push(LeftAlone { address: site.address, reason: "a branch goes into the middle of it" });
         }
@@ -176,23 +184,51 @@ pub unsafe fn plan(image: &Image, entry: usize) -> Result<Plan, String> {
     Ok(plan)
 }
 
-/// Decodes a function, notes where its branches go; says whether it may hold sites.
-fn decode(bytes: &[u8], start: usize, targets: &mut Targets, instructions: &mut Vec<Instruction>) -> bool {
-    instructions.clear();
-    let mut locked = false;
-    let mut decoder = Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE);
-    while decoder.can_decode() {
-        let instruction = decoder.decode();
-        match instruction.flow_control() {
-            FlowControl::Next => locked |= instruction.has_lock_prefix(),
-            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call => {
-                targets.add(instruction.near_branch_target() as usize);
-            }
-            _ => {}
+impl Plan {
+    /// Bytes that are to be replaced, but for the first of each site: there branches may go.
+    fn replaced(&self, image: &Image) -> Addresses {
+        let mut replaced = Addresses::new(&image.code);
+        let sites = self.sites.iter().map(|site| site.address..site.address + site.length);
+        for range in sites.chain(self.entry.iter().map(Entry::range)) {
+            (range.start + 1..range.end).for_each(|address| replaced.add(address));
         }
-        instructions.push(instruction);
+        replaced
     }
-    locked
+}
+
+impl Entry {
+    /// What is replaced.
+    pub fn range(&self) -> Range<usize> {
+        self.address..self.address + self.head.iter().map(Instruction::len).sum::<usize>()
+    }
+}
+
+/// What is left of `code` without `parts`, which are in order.
+fn gaps(code: &[Range<usize>], parts: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut gaps = Vec::new();
+    for segment in code {
+        let mut from = segment.start;
+        for part in parts.iter().filter(|part| segment.contains(&part.start)) {
+            gaps.push(from..part.start);
+            from = part.end;
+        }
+        gaps.push(from..segment.end);
+    }
+    gaps.retain(|gap| !gap.is_empty());
+    gaps
+}
+
+/// Whether there is a locked instruction of 64 bits among these bytes, however they are
+/// read: a lock prefix with a REX.W soon behind it.
+fn may_hold_sites(bytes: &[u8]) -> bool {
+    let is_lock =
+        |(at, &byte): (usize, &u8)| byte == 0xF0 && bytes[at + 1..].iter().take(4).any(|byte| byte & 0xF8 == 0x48);
+    bytes.iter().enumerate().any(is_lock)
+}
+
+fn decode(bytes: &[u8], start: usize, instructions: &mut Vec<Instruction>) {
+    instructions.clear();
+    instructions.extend(Decoder::with_ip(64, bytes, start as u64, DecoderOptions::NONE));
 }
 
 fn head(instructions: &[Instruction]) -> Result<Vec<Instruction>, String> {

@@ -12,13 +12,15 @@
 //! table       hits and only hits change a slot; the gate is open again
 //! ```
 
+use std::collections::HashSet;
 use std::io;
 
 use iced_x86::code_asm::{get_gpr64, qword_ptr, CodeAssembler};
 use iced_x86::{IcedError, Register};
 
+use super::patch::NoSignals;
 use super::plan::{Form, Site, ONE, SHARED};
-use super::trampoline::{self, Context};
+use super::trampoline::{self, Context, Shape};
 use super::trial::{Machine, Outcome, Table, Trial, RED_ZONE, VECTORS};
 
 /// The status flags: CF, PF, AF, ZF, SF, OF.
@@ -28,8 +30,7 @@ const ALWAYS: u64 = 0x202;
 /// A merged object's only reference: a swap that drops it has to be seen by the code behind.
 const LAST: u64 = 7;
 /// The registers that a called function keeps, rsp apart.
-const KEPT: [Register; 6] =
-    [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+const KEPT: [Register; 6] = [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
 /// The number of rdi, which holds the first argument.
 const ARGUMENT: usize = 7;
 const RAX: usize = 0;
@@ -142,19 +143,58 @@ pub fn check_site(trial: &mut Trial, site: &Site, chance: &mut Chance) -> io::Re
     }
     let code = trial.load(&code)?;
     trial.seal()?;
+    let _quiet = NoSignals::new();
     let try_one = Try { site, context, reference, code };
     for table in tables(&context) {
         let found = match site.form {
             Form::Add { object } => try_one.add(trial, object, table, chance),
-            Form::Swap { operand: _, new } => {
-                [ONE, ONE.wrapping_neg()].into_iter().try_for_each(|delta| try_one.swap(trial, new, delta, table, chance))
-            }
+            Form::Swap { operand: _, new } => [ONE, ONE.wrapping_neg()]
+                .into_iter()
+                .try_for_each(|delta| try_one.swap(trial, new, delta, table, chance)),
         };
         if let Err(what) = found {
             return Ok(Err(format!("{what}; {:?}, {table:?}", site.form)));
         }
     }
     Ok(Ok(()))
+}
+
+/// How thoroughly the trampolines of a plan are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// One of each form, with each number of registers to be kept, in leaf functions and others.
+    Samples,
+    /// All that differ.
+    All,
+}
+
+/// Tries the trampolines of these sites, and that of the entry; returns how many.
+///
+/// # Errors
+///
+/// What is wrong with one of them.
+pub fn check<'a>(
+    context: &Context,
+    near: usize,
+    sites: impl Iterator<Item = &'a Site>,
+    extent: Extent,
+) -> Result<usize, Finding> {
+    let failed = |error: io::Error| format!("they cannot be tried: {error}");
+    let mut trial = Trial::new(context, near).map_err(failed)?;
+    let (mut chance, mut known, mut kinds) = (Chance(1), HashSet::new(), HashSet::new());
+    check_entry(&mut trial, &mut chance).map_err(failed)??;
+    for site in sites {
+        let shape = Shape::of(site);
+        let kind = (matches!(site.form, Form::Add { .. }), shape.pushes(), site.red_zone);
+        let is_new = match extent {
+            Extent::Samples => kinds.insert(kind),
+            Extent::All => known.insert(shape),
+        };
+        if is_new {
+            check_site(&mut trial, site, &mut chance).map_err(failed)??;
+        }
+    }
+    Ok(1 + kinds.len() + known.len())
 }
 
 /// One site's two codes.
@@ -306,6 +346,7 @@ pub fn check_entry(trial: &mut Trial, chance: &mut Chance) -> io::Result<Result<
     let code = trampoline::for_entry(&context, stand_in, trial.place()).map_err(unwritten)?;
     let code = trial.load(&code)?;
     trial.seal()?;
+    let _quiet = NoSignals::new();
     for table in tables(&context) {
         let mut before = chance.machine();
         before.registers[ARGUMENT] = trial.object();
@@ -320,9 +361,10 @@ pub fn check_entry(trial: &mut Trial, chance: &mut Chance) -> io::Result<Result<
             if got.calls != calls {
                 return Err(format!("other functions were called {} times where {calls} is right", got.calls));
             }
-            if let Some(register) = KEPT.into_iter().find(|register| {
-                got.machine.registers[register.number()] != before.registers[register.number()]
-            }) {
+            if let Some(register) = KEPT
+                .into_iter()
+                .find(|register| got.machine.registers[register.number()] != before.registers[register.number()])
+            {
                 return Err(format!("{register:?} has changed"));
             }
             common(&got, &words_after(&context, &table, way, false), false)?;

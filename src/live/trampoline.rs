@@ -29,7 +29,7 @@ use iced_x86::code_asm::{
     AsmRegister64, CodeAssembler, CodeLabel,
 };
 use iced_x86::code_asm::{eax, edx};
-use iced_x86::{IcedError, Register};
+use iced_x86::{BlockEncoderOptions, IcedError, OpKind, Register};
 
 use super::flow::GENERAL;
 use super::plan::{Entry, Form, Operand, Site, ONE, SHARED};
@@ -138,9 +138,10 @@ fn place(operand: Operand) -> AsmMemoryOperand {
 }
 
 /// Registers for the way, and the code that keeps those that are needed behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Loan {
-    scratch: Vec<AsmRegister64>,
-    saved: Vec<AsmRegister64>,
+    scratch: Vec<Register>,
+    saved: Vec<Register>,
     red_zone: bool,
 }
 
@@ -152,11 +153,7 @@ impl Loan {
         let rest = usable().filter(|&register| !site.needs.free.holds(register));
         let chosen: Vec<Register> = free.chain(rest).take(count).collect();
         let saved = chosen.iter().copied().filter(|&register| !site.needs.free.holds(register));
-        Loan {
-            saved: saved.map(gpr).collect(),
-            scratch: chosen.into_iter().map(gpr).collect(),
-            red_zone: site.red_zone,
-        }
+        Loan { saved: saved.collect(), scratch: chosen, red_zone: site.red_zone }
     }
 
     fn take(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -166,11 +163,11 @@ impl Loan {
         if self.red_zone {
             a.lea(rsp, ptr(rsp - RED_ZONE))?;
         }
-        self.saved.iter().try_for_each(|&register| a.push(register))
+        self.saved.iter().try_for_each(|&register| a.push(gpr(register)))
     }
 
     fn pop(&self, a: &mut CodeAssembler) -> Result<(), IcedError> {
-        self.saved.iter().rev().try_for_each(|&register| a.pop(register))
+        self.saved.iter().rev().try_for_each(|&register| a.pop(gpr(register)))
     }
 
     /// Neither pop nor lea changes flags.
@@ -251,31 +248,97 @@ fn find_buffer(
     a.jns(aside)
 }
 
+/// The code for all sites of a shape: that of one, but for where it goes in the end.
+#[derive(Clone, Debug)]
+pub struct Template {
+    code: Vec<u8>,
+    /// Where in it distances of four bytes are, and whether to the slow way or back.
+    distances: Vec<(usize, bool)>,
+}
+
+/// What two sites have in common if their code is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    form: Form,
+    loan: Loan,
+}
+
+impl Shape {
+    /// Of a site.
+    pub fn of(site: &Site) -> Shape {
+        let count = if matches!(site.form, Form::Add { .. }) { 2 } else { 3 };
+        Shape { form: site.form, loan: Loan::new(site, count) }
+    }
+
+    /// Registers that its code pushes.
+    pub fn pushes(&self) -> usize {
+        self.loan.saved.len()
+    }
+}
+
+impl Template {
+    /// The code for a shape.
+    ///
+    /// # Errors
+    ///
+    /// Where an instruction cannot be written: a bug.
+    pub fn new(shape: &Shape, context: &Context) -> Result<Template, IcedError> {
+        // Anywhere, as long as jumps to the one and the other are long.
+        const AT: u64 = 1 << 40;
+        const BACK: u64 = AT + (1 << 30);
+        const SLOW: u64 = AT + (1 << 29);
+        let mut a = CodeAssembler::new(64)?;
+        match shape.form {
+            Form::Add { object } => add(&mut a, &shape.loan, gpr(object), context, SLOW, BACK)?,
+            Form::Swap { operand, new } => swap(&mut a, &shape.loan, operand, gpr(new), context, BACK)?,
+        }
+        let mut written = a.assemble_options(AT, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+        let code = std::mem::take(&mut written.inner.code_buffer);
+        let offsets = written.inner.new_instruction_offsets;
+        let ends = offsets.iter().skip(1).map(|&offset| offset as usize).chain([code.len()]);
+        let distances = a.instructions().iter().zip(ends).filter_map(|(instruction, end)| {
+            let is_jump = matches!(instruction.op_kind(0), OpKind::NearBranch64);
+            match instruction.near_branch_target() {
+                BACK if is_jump => Some((end - 4, false)),
+                SLOW if is_jump => Some((end - 4, true)),
+                _ => None,
+            }
+        });
+        let distances = distances.collect();
+        Ok(Template { code, distances })
+    }
+
+    /// Its bytes at an address, from where both others are within 2 GiB.
+    pub fn place(&self, at: usize, slow: usize, back: usize) -> Vec<u8> {
+        let mut code = self.code.clone();
+        for &(offset, is_slow) in &self.distances {
+            let target = if is_slow { slow } else { back };
+            let distance = target.wrapping_sub(at + offset + 4) as i32;
+            code[offset..offset + 4].copy_from_slice(&distance.to_le_bytes());
+        }
+        code
+    }
+}
+
 /// The code for a site. `slow` is where [`slow_way`] has been put.
 ///
 /// # Errors
 ///
 /// Where an instruction cannot be written: a bug.
 pub fn for_site(site: &Site, context: &Context, slow: usize, at: usize, back: usize) -> Result<Vec<u8>, IcedError> {
-    let mut a = CodeAssembler::new(64)?;
-    match site.form {
-        Form::Add { object } => add(&mut a, site, gpr(object), context, slow as u64, back as u64)?,
-        Form::Swap { operand, new } => swap(&mut a, site, operand, gpr(new), context, back as u64)?,
-    }
-    a.assemble(at as u64)
+    Ok(Template::new(&Shape::of(site), context)?.place(at, slow, back))
 }
 
 fn add(
     a: &mut CodeAssembler,
-    site: &Site,
+    loan: &Loan,
     object: AsmRegister64,
     context: &Context,
     slow: u64,
     back: u64,
 ) -> Result<(), IcedError> {
     let layout = &context.buffer;
-    let loan = Loan::new(site, 2);
-    let (buffer, slot) = (loan.scratch[0], loan.scratch[1]);
+    let (buffer, slot) = (gpr(loan.scratch[0]), gpr(loan.scratch[1]));
     let (mut aside, mut shut, mut missed) = (a.create_label(), a.create_label(), a.create_label());
     loan.take(a)?;
     find_buffer(a, context, buffer, aside)?;
@@ -290,12 +353,12 @@ fn add(
     leave(a, layout, buffer)?;
     a.set_label(&mut missed)?;
     loan.pop(a)?;
-    if loan.saved.is_empty() && site.red_zone {
+    if loan.saved.is_empty() && loan.red_zone {
         a.lea(rsp, ptr(rsp - RED_ZONE))?;
     }
     a.push(object)?;
     a.call(slow)?;
-    a.lea(rsp, ptr(rsp + 8 + if site.red_zone { RED_ZONE } else { 0 }))?;
+    a.lea(rsp, ptr(rsp + 8 + if loan.red_zone { RED_ZONE } else { 0 }))?;
     a.jmp(back)?;
 
     a.set_label(&mut aside)?;
@@ -306,15 +369,14 @@ fn add(
 
 fn swap(
     a: &mut CodeAssembler,
-    site: &Site,
+    loan: &Loan,
     operand: Operand,
     new: AsmRegister64,
     context: &Context,
     back: u64,
 ) -> Result<(), IcedError> {
     let layout = &context.buffer;
-    let loan = Loan::new(site, 3);
-    let (object, buffer, slot) = (loan.scratch[0], loan.scratch[1], loan.scratch[2]);
+    let [object, buffer, slot] = [0, 1, 2].map(|number| gpr(loan.scratch[number]));
     let (mut not_one_more, mut swapped) = (a.create_label(), a.create_label());
     let (mut shut, mut itself) = (a.create_label(), a.create_label());
     loan.take(a)?;
@@ -395,8 +457,7 @@ pub fn original(entry: &Entry, at: usize) -> Result<Vec<u8>, IcedError> {
     for instruction in &entry.head {
         a.add_instruction(*instruction)?;
     }
-    let length: usize = entry.head.iter().map(iced_x86::Instruction::len).sum();
-    a.jmp((entry.address + length) as u64)?;
+    a.jmp(entry.range().end as u64)?;
     a.assemble(at as u64)
 }
 
@@ -432,10 +493,4 @@ pub fn slow_way(context: &Context, at: usize) -> Result<Vec<u8>, IcedError> {
     a.pop(rbp)?;
     a.ret()?;
     a.assemble(at as u64)
-}
-
-/// Registers that a site's trampoline pushes.
-pub fn pushes(site: &Site) -> usize {
-    let count = if matches!(site.form, Form::Add { .. }) { 2 } else { 3 };
-    Loan::new(site, count).saved.len()
 }

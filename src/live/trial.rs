@@ -12,6 +12,7 @@
 
 use std::io;
 use std::mem::offset_of;
+use std::ops::Range;
 use std::ptr;
 
 use iced_x86::code_asm::{
@@ -21,13 +22,11 @@ use iced_x86::code_asm::{
 use iced_x86::IcedError;
 
 use super::memory::{page, Pages};
-use super::patch::NoSignals;
 use super::plan::{ONE, SHARED};
 use super::trampoline::{self, BufferLayout, Context, VECTOR_STATE};
 
 /// All general registers, by their numbers in instructions.
-const REGISTERS: [AsmRegister64; 16] =
-    [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+const REGISTERS: [AsmRegister64; 16] = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
 /// The number of rsp.
 pub const STACK_POINTER: usize = 4;
 /// Bytes kept of the vector registers: more than any processor's for `VECTOR_STATE`.
@@ -155,7 +154,8 @@ impl Trial {
             code.write(place - start, &bytes.map_err(broken)?);
         }
         let mut trial = Trial { code, ground, harness, exit, slow, stand_in, used: 3 * page(), sealed: false, context };
-        trial.ground().junk = Vectors::filled(0xB5, 0);
+        trial.ground().junk = Vectors::filled(0xB5);
+        trial.ground().vectors = Vectors::filled(0x11);
         Ok(trial)
     }
 
@@ -236,6 +236,7 @@ impl Trial {
     /// # Safety
     ///
     /// The code does what a trampoline of this trial may do, and no more. It is sealed.
+    /// Signals of this thread are blocked.
     pub unsafe fn run(&mut self, target: usize, before: Machine, shared: u64, table: Table, returns: bool) -> Outcome {
         const AROUND: u64 = 0x5EED_5EED_5EED_5EED;
         let (object, exit, layout) = (self.object(), self.exit as u64, self.context.buffer);
@@ -254,30 +255,25 @@ impl Trial {
         ground.before = before;
         ground.before.registers[STACK_POINTER] = stack;
         ground.target = target as u64;
-        ground.vectors = Vectors::filled(seed as u8, 1);
-        ground.left = Vectors([0; VECTOR_BYTES]);
-        ground.host = Vectors([0; VECTOR_BYTES]);
         (ground.calls, ground.argument) = (0, 0);
         let first = ground.set_table(&layout, object, table);
         let buffer = ground.head.as_ptr() as usize;
-        {
-            let _quiet = NoSignals::new();
-            // SAFETY: the thread's own word, which is its again before anyone else looks.
-            let lent = unsafe { Lent::new(word, buffer) };
-            // SAFETY: the harness keeps what a C function keeps; the caller's promise for the rest.
-            unsafe {
-                let harness: extern "C" fn() = std::mem::transmute(harness);
-                harness();
-            }
-            drop(lent);
+        // SAFETY: the thread's own word, which is its again before anyone else looks: the caller
+        // lets no signals in.
+        let lent = unsafe { Lent::new(word, buffer) };
+        // SAFETY: the harness keeps what a C function keeps; the caller's promise for the rest.
+        unsafe {
+            let harness: extern "C" fn() = std::mem::transmute(harness);
+            harness();
         }
+        drop(lent);
         let mut damage = Vec::new();
         let ground = self.ground();
         let stack_after = if returns { stack + 8 } else { stack };
         if ground.after.registers[STACK_POINTER] != stack_after {
             damage.push("the stack pointer");
         }
-        if ground.vectors.registers() != ground.left.registers() {
+        if !ground.left.same_registers(&ground.vectors) {
             damage.push(VECTORS);
         }
         let above: [u8; ABOVE] = pattern(!seed);
@@ -369,10 +365,10 @@ fn pattern<const N: usize>(seed: u64) -> [u8; N] {
 
 impl Vectors {
     /// Registers that are in use, all different.
-    fn filled(seed: u8, step: u8) -> Vectors {
+    fn filled(seed: u8) -> Vectors {
         let mut vectors = Vectors([0; VECTOR_BYTES]);
-        for index in Vectors::used() {
-            vectors.0[index] = (index as u8).wrapping_mul(37).wrapping_add(seed).wrapping_add(step);
+        for (index, byte) in Vectors::parts().flatten().enumerate() {
+            vectors.0[byte] = (index as u8).wrapping_mul(37).wrapping_add((index >> 8) as u8).wrapping_add(seed);
         }
         // An x87 register has ten bytes of sixteen.
         for register in 0..8 {
@@ -386,14 +382,14 @@ impl Vectors {
         vectors
     }
 
-    /// Where registers are.
-    fn used() -> impl Iterator<Item = usize> {
-        (VECTOR_CONTROL..416).chain(trampoline::vector_parts().iter().cloned().flatten())
+    /// Where registers are: x87 and SSE, and then the rest.
+    fn parts() -> impl Iterator<Item = Range<usize>> {
+        std::iter::once(VECTOR_CONTROL..416).chain(trampoline::vector_parts().iter().cloned())
     }
 
-    /// What they hold, without what xsave says of itself: that of x87 and SSE first.
-    fn registers(&self) -> Vec<u8> {
-        (0..5).chain(24..28).chain(Vectors::used()).map(|index| self.0[index]).collect()
+    /// Whether they hold the same, control words included; what xsave says of itself apart.
+    fn same_registers(&self, other: &Vectors) -> bool {
+        [0..5, 24..28].into_iter().chain(Vectors::parts()).all(|part| self.0[part.clone()] == other.0[part])
     }
 }
 

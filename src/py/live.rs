@@ -36,6 +36,8 @@ mod here {
         pub(super) seconds: f64,
     }
 
+    pub(super) type Check = (&'static str, bool, String);
+
     pub(super) fn obstacle() -> Option<String> {
         Some(if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
             "live mode is for Linux on x86-64 only".into()
@@ -44,6 +46,10 @@ mod here {
         } else {
             "live mode needs a free-threaded build of CPython, and this one has a GIL: run it with python3.13t".into()
         })
+    }
+
+    pub(super) fn examine(_py: Python<'_>, _extensions: &[PathBuf]) -> (Vec<Check>, Vec<ImageReport>) {
+        (vec![("system", false, obstacle().unwrap_or_default())], Vec::new())
     }
 
     pub(super) fn is_installed() -> bool {
@@ -69,7 +75,8 @@ mod here {
 
 fn describe<'py>(py: Python<'py>, report: &here::ImageReport) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    dict.set_item("path", &report.path)?;
+    // As a str: a pathlib.Path would import pathlib before the program starts.
+    dict.set_item("path", report.path.as_os_str())?;
     dict.set_item("adds", report.adds)?;
     dict.set_item("swaps", report.swaps)?;
     dict.set_item("hooked", report.hooked)?;
@@ -90,6 +97,20 @@ fn live_obstacle() -> Option<String> {
 #[pyfunction]
 fn live_installed() -> bool {
     here::is_installed()
+}
+
+/// Looks at all that `live_install` needs, and changes nothing: `obstacle` as above, `checks`
+/// of (name, whether it is as it must be, what was found) that end at the first that fails,
+/// and `images` as `live_install` gives them, as far as it came.
+#[pyfunction]
+fn live_examine(py: Python<'_>, extensions: Vec<PathBuf>) -> PyResult<Bound<'_, PyDict>> {
+    let (checks, reports) = here::examine(py, &extensions);
+    let images: PyResult<Vec<_>> = reports.iter().map(|report| describe(py, report)).collect();
+    let dict = PyDict::new(py);
+    dict.set_item("obstacle", here::obstacle())?;
+    dict.set_item("checks", checks)?;
+    dict.set_item("images", images?)?;
+    Ok(dict)
 }
 
 /// Patches the interpreter and these extensions; says what was done to each.
@@ -121,6 +142,7 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("UnsupportedError", module.py().get_type::<UnsupportedError>())?;
     module.add_function(wrap_pyfunction!(live_obstacle, module)?)?;
     module.add_function(wrap_pyfunction!(live_installed, module)?)?;
+    module.add_function(wrap_pyfunction!(live_examine, module)?)?;
     module.add_function(wrap_pyfunction!(live_install, module)?)?;
     module.add_function(wrap_pyfunction!(live_load_extension, module)?)?;
     module.add_function(wrap_pyfunction!(live_uninstall, module)?)

@@ -18,6 +18,7 @@ import textwrap
 import pytest
 import refbuf
 from building import HERE, compile_extension
+from programs import Ended
 
 # A test that takes longer hangs: then all threads' stacks are shown.
 LONGEST_TEST = 150
@@ -119,3 +120,50 @@ def run_python(run_process):
         return run_process([sys.executable, "-c", code, *arguments], **options)
 
     return run
+
+
+# -- programs, under python and under run; see programs.py -----------------------
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(code, name="program.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(code if isinstance(code, bytes) else textwrap.dedent(code).encode())
+        return file
+
+    return write
+
+
+@pytest.fixture
+def start(environment, tmp_path):
+    """Runs python with these arguments."""
+
+    def start(*arguments, stdin=b"", cwd=tmp_path, env=None):
+        command = [sys.executable, *arguments]
+        return Ended(command, stdin, cwd=cwd, env={**environment, **(env or {})})
+
+    return start
+
+
+@pytest.fixture
+def run(start):
+    """Runs a program with `run`."""
+
+    def run(*arguments, python=(), **options):
+        return start(*python, "-m", "refbuf", "run", *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def compare(start, run):
+    """Runs a program both ways; returns how it ends either way."""
+
+    def compare(*arguments, python=(), **options):
+        expected = start(*python, *arguments, **options)
+        assert run(*arguments, python=python, **options) == expected
+        return expected
+
+    return compare

@@ -1,26 +1,9 @@
-"""The commands of `python -m refbuf`, one module each, and what they share."""
+"""The commands of `python -m refbuf`, one module each, and what they share.
 
-import argparse
-from typing import NoReturn
+Little is loaded here, and argparse is in `parser`: a program that `run` starts may
+have no use for it.
+"""
 
 
 class CommandError(Exception):
     """A command cannot go on: one sentence for the user, and exit status 2."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports bad usage in one sentence, without the usage lines before it."""
-
-    def __init__(self, command: str, description: str, epilog: str | None = None) -> None:
-        self.command = command
-        super().__init__(
-            prog=f"python -m refbuf {command}",
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            # An abbreviation would change its meaning with the next option.
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{self.command}: {message}")

@@ -8,9 +8,10 @@ from .. import workloads
 from .._bench import machine
 from .._bench.measure import DETACHED, STOCK, Matrix, NothingDone, Results, measure
 from .._refbuf import build_info, work_iteration_ns
-from . import CommandError, Parser
+from . import CommandError
 from .arguments import counts, names, number
 from .files import INSTALL, check_installed, check_writable, picture_kind, write
+from .parser import Parser
 
 COMMAND = "bench"
 
@@ -47,10 +48,14 @@ MOST_WORK_NS = 1e6
 
 def main(arguments: Sequence[str]) -> int:
     """Measures and reports; returns the exit status."""
+    if "--python" in arguments:
+        from . import bench_python
+
+        return bench_python.main(arguments)
     options = _parser().parse_args(arguments)
     chosen_workloads = names(COMMAND, "workload", options.workloads, workloads.WORKLOADS)
     chosen_variants = names(COMMAND, "variant", options.variants or _usual(), workloads.VARIANTS)
-    chosen_threads = _threads(options.threads)
+    chosen_threads = thread_counts(options.threads)
     # All that can fail does so before minutes of measuring.
     suffix = picture_kind(COMMAND, options.plot)
     for path in (options.json, options.plot):
@@ -146,6 +151,12 @@ def _write_files(
 def _parser() -> Parser:
     parser = Parser("bench", DESCRIPTION, EPILOG)
     add = parser.add_argument
+    add(
+        "--python",
+        action="store_true",
+        help="measure programs of Python instead, each as it is and in live mode: "
+        "python -m refbuf bench --python --help",
+    )
     add("--quick", action="store_true", help="fewer and shorter rounds, within 30 seconds")
     add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")
     add("--workloads", metavar="A,B", help=f"which of {', '.join(workloads.WORKLOADS)} (default: all)")
@@ -186,7 +197,8 @@ def _usual() -> str | None:
     return ",".join(name for name in workloads.VARIANTS if name not in ("refbuf", "refbuf-call"))
 
 
-def _threads(text: str | None) -> list[int]:
+def thread_counts(text: str | None) -> list[int]:
+    """The numbers of threads that are asked for, or the usual ones."""
     if text is None:
         most = machine.cpus()
         return [1 << power for power in range(most.bit_length()) if 1 << power <= most]

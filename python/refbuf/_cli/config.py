@@ -5,7 +5,8 @@ import sysconfig
 from collections.abc import Callable, Sequence
 
 from .. import __version__, get_include
-from . import CommandError, Parser
+from . import CommandError
+from .parser import Parser
 
 DESCRIPTION = """Prints compiler flags for extensions that include refbuf.h.
 

@@ -9,9 +9,10 @@ from ..._bench import machine
 from ..._lab.claims import Claim, Figures, claims
 from ..._lab.measure import Matrix
 from ..._refbuf import HASHES, MOST_SIMULATED_THREADS, PROGRAMS, SCHEMES, TABLES, Trace, calibrate_costs
-from .. import CommandError, Parser
+from .. import CommandError
 from ..arguments import number
 from ..files import check_installed, check_writable, write
+from ..parser import Parser
 from . import run, simulate, trace
 
 COMMAND = "lab report"

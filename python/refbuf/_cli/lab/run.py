@@ -7,9 +7,10 @@ from typing import Any
 from ..._bench import machine
 from ..._lab.measure import MAKERS, PLAIN, Matrix, Results, measure, steps
 from ..._refbuf import PROGRAMS, SCHEMES
-from .. import CommandError, Parser
+from .. import CommandError
 from ..arguments import counts, names, number
 from ..files import check_installed, check_writable, picture_kind, write
+from ..parser import Parser
 
 COMMAND = "lab run"
 

@@ -11,9 +11,10 @@ from ... import workloads
 from ..._bench import machine
 from ..._refbuf import HASHES, MOST_SIMULATED_THREADS, SCHEMES, TABLES, Trace, calibrate_costs
 from ..._simulate.estimate import Check, Row, Setting, Unbalanced, check, curves, tables
-from .. import CommandError, Parser
+from .. import CommandError
 from ..arguments import names, number
 from ..files import check_installed, check_writable, picture_kind, read, write
+from ..parser import Parser
 
 COMMAND = "lab simulate"
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from ... import __version__, workloads
 from ..._refbuf import Trace, record_trace
-from .. import CommandError, Parser
+from .. import CommandError
 from ..files import check_writable, write
+from ..parser import Parser
 
 COMMAND = "lab trace"
 
