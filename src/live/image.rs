@@ -28,6 +28,12 @@ pub struct Image {
 }
 
 impl Image {
+    /// Code that no file holds.
+    #[cfg(test)]
+    pub(super) fn of_code(code: Range<usize>) -> Image {
+        Image { path: PathBuf::from("a test"), code: vec![code.clone()], segments: vec![code], frames: None }
+    }
+
     /// Whether an address is in it.
     pub fn holds(&self, address: usize) -> bool {
         self.segments.iter().any(|segment| segment.contains(&address))

@@ -39,7 +39,7 @@ const RED_ZONE: i32 = 128;
 /// Most bytes of a trampoline.
 pub const LARGEST: usize = 320;
 /// x87, SSE, AVX, and the three of AVX-512: what compilers use without being told.
-pub(super) const VECTOR_STATE: u32 = 0xE7;
+const VECTOR_STATE: u32 = 0xE7;
 
 /// What trampolines go by: the buffer's layout, and who helps.
 #[derive(Clone, Copy, Debug)]
@@ -85,33 +85,34 @@ pub struct BufferLayout {
     pub refund: i32,
 }
 
-/// Those of [`VECTOR_STATE`] that this processor has and this system keeps.
-pub fn vectors_here() -> u64 {
+/// Components of `mask` that this processor has and this system keeps.
+pub fn vectors_here(mask: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reads a register that every system with xsave lets programs read.
     unsafe { std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
-    (u64::from(high) << 32 | u64::from(low)) & u64::from(VECTOR_STATE)
+    (u64::from(high) << 32 | u64::from(low)) & u64::from(mask)
 }
 
-/// Where in the area of `xsave` registers are, behind those of x87 and SSE.
-pub fn vector_parts() -> &'static [Range<usize>] {
+/// Where in the area of `xsave` the components of `mask` are, behind x87 and SSE.
+pub fn vector_parts(mask: u32) -> impl Iterator<Item = Range<usize>> {
     // Kept: hypervisors make this instruction a slow one.
-    static PARTS: OnceLock<Vec<Range<usize>>> = OnceLock::new();
-    PARTS.get_or_init(|| {
-        let part = |number: u32| {
+    static PARTS: OnceLock<[Range<usize>; 8]> = OnceLock::new();
+    let parts = PARTS.get_or_init(|| {
+        std::array::from_fn(|number| {
             #[allow(unused_unsafe)] // It has become a safe function.
             // SAFETY: every processor with xsave has this leaf.
-            let leaf = unsafe { std::arch::x86_64::__cpuid_count(0xD, number) };
+            let leaf = unsafe { std::arch::x86_64::__cpuid_count(0xD, number as u32) };
             leaf.ebx as usize..(leaf.ebx + leaf.eax) as usize
-        };
-        (2..8).filter(|number| vectors_here() >> number & 1 != 0).map(part).collect()
-    })
+        })
+    });
+    let here = vectors_here(mask);
+    (2..8).filter(move |number| here >> number & 1 != 0).map(|number| parts[number].clone())
 }
 
 /// Bytes that `xsave` needs for [`VECTOR_STATE`] on this processor.
 pub fn vector_bytes() -> usize {
     // The legacy part and the header come first.
-    vector_parts().iter().map(|part| part.end).max().unwrap_or(0).max(576)
+    vector_parts(VECTOR_STATE).map(|part| part.end).max().unwrap_or(0).max(576)
 }
 
 /// Whether the processor and the system keep vector registers by `xsave`.

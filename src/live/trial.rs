@@ -23,12 +23,15 @@ use iced_x86::IcedError;
 
 use super::memory::{page, Pages};
 use super::plan::{ONE, SHARED};
-use super::trampoline::{self, BufferLayout, Context, VECTOR_STATE};
+use super::trampoline::{self, BufferLayout, Context};
 
 /// All general registers, by their numbers in instructions.
 const REGISTERS: [AsmRegister64; 16] = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
 /// The number of rsp.
 pub const STACK_POINTER: usize = 4;
+/// The vector registers that are looked at: said here again, and not asked of those who
+/// have to keep them.
+const VECTOR_STATE: u32 = 0xE7;
 /// Bytes kept of the vector registers: more than any processor's for `VECTOR_STATE`.
 const VECTOR_BYTES: usize = 4096;
 /// Where in them the header is, which says what is in use.
@@ -378,13 +381,14 @@ impl Vectors {
         vectors.0[..2].copy_from_slice(&0x037F_u16.to_le_bytes());
         vectors.0[4] = 0xFF;
         vectors.0[24..28].copy_from_slice(&0x1F80_u32.to_le_bytes());
-        vectors.0[VECTOR_HEADER..VECTOR_HEADER + 8].copy_from_slice(&trampoline::vectors_here().to_le_bytes());
+        vectors.0[VECTOR_HEADER..VECTOR_HEADER + 8]
+            .copy_from_slice(&trampoline::vectors_here(VECTOR_STATE).to_le_bytes());
         vectors
     }
 
     /// Where registers are: x87 and SSE, and then the rest.
     fn parts() -> impl Iterator<Item = Range<usize>> {
-        std::iter::once(VECTOR_CONTROL..416).chain(trampoline::vector_parts().iter().cloned())
+        std::iter::once(VECTOR_CONTROL..416).chain(trampoline::vector_parts(VECTOR_STATE))
     }
 
     /// Whether they hold the same, control words included; what xsave says of itself apart.

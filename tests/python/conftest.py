@@ -26,6 +26,7 @@ LONGEST_TEST = 150
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs_buffering: on builds with a GIL nothing is buffered")
+    config.addinivalue_line("markers", "counts_alone: under live mode the interpreter counts as well")
     if "REFBUF_TEST_SLOTS" in os.environ:
         refbuf.configure(slots=int(os.environ["REFBUF_TEST_SLOTS"]))
     if "REFBUF_TEST_ACCOUNT_SLOTS" in os.environ:
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "needs_buffering" in item.keywords:
                 item.add_marker(unbuffered)
+
+    if refbuf.installed():
+        live = pytest.mark.skip(reason="the interpreter's own operations are not to be told apart")
+        for item in items:
+            if "counts_alone" in item.keywords:
+                item.add_marker(live)
 
 
 @pytest.fixture(autouse=True)

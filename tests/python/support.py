@@ -179,15 +179,27 @@ def addresses(objects):
     return tuple(map(id, objects))
 
 
-def counts(objects, count=sys.getrefcount):
+#: Under live mode this thread counts through a buffer as well.
+INSTALLED = refbuf.installed()
+
+
+def counts(objects, count=refbuf.refcount if INSTALLED else sys.getrefcount):
     """How many references there are to each."""
     return [count(thing) for thing in objects]
 
 
+def at_once(condition):
+    """Whether the condition is true; under live mode, whether it comes true: credits of a
+    thread may hold the last reference to what it has shared, a list of these objects say."""
+    return condition() or (INSTALLED and wait_until(condition))
+
+
 def settled_counts(objects):
-    """The interpreter's counts when no buffer holds anything."""
+    """The interpreter's counts when no buffer holds anything, as `counts` has them."""
+    there = addresses(objects)
     refbuf.flush_all()
-    return counts(objects)
+    # Not touched once more: that might bring credits. `counts` does, by a variable and an argument.
+    return [countext.stock_count(address) + 2 for address in there]
 
 
 def same_pair(first, slots=1024, make=Plain):

@@ -10,6 +10,7 @@ import refbuf
 
 import countext
 from support import (
+    INSTALLED,
     Plain,
     Tracked,
     Worker,
@@ -155,7 +156,7 @@ def test_a_weak_reference_revives_an_object_that_only_credits_hold(no_heartbeat_
         assert (revived is None) == bool(log)
         if revived is not None:
             assert watcher() is revived
-            assert sys.getrefcount(revived) == refbuf.refcount(revived)
+            assert INSTALLED or sys.getrefcount(revived) == refbuf.refcount(revived)
             del revived
             refbuf.flush_all()
         assert watcher() is None

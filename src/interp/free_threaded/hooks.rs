@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use pyo3::prelude::*;
 
 use super::object::PyCell;
-use super::thread::{current, in_main_interpreter, release_leftovers, set_collecting, thread_id, BUFFERS};
+use super::thread::{current, in_main_interpreter, release_leftovers, set_collecting, thread_id, Abstaining, BUFFERS};
 use crate::core::heartbeat::Host;
 use crate::core::registry::Thread;
 use crate::core::Scope;
@@ -30,6 +30,7 @@ impl Host for Settler {
     fn attached(&self, work: &mut dyn FnMut()) {
         // Not at all once the interpreter is going away. A thread that tries to
         // attach too late hangs, inside PyO3, and harms nobody.
+        let _abstaining = Abstaining::new();
         let _ = Python::try_attach(|_| work());
     }
 

@@ -9,7 +9,8 @@
 //! Only objects of the main interpreter enter a buffer: the check stands where
 //! credits are installed, so that an object of another interpreter is never
 //! found in one. A thread that is running the collector installs none either:
-//! an object with a credit from then would look resurrected.
+//! an object with a credit from then would look resurrected. Nor does one that is
+//! giving credits back.
 
 use std::cell::Cell;
 use std::ptr;
@@ -46,6 +47,8 @@ static MAIN_INTERPRETER: AtomicPtr<PyInterpreterState> = AtomicPtr::new(ptr::nul
 thread_local! {
     /// This thread is running the collector.
     static COLLECTING: Cell<bool> = const { Cell::new(false) };
+    /// How often this thread is in [`Abstaining`].
+    static ABSTAINING: Cell<u32> = const { Cell::new(0) };
     static THREAD_END: ThreadEnd = const { ThreadEnd };
 }
 
@@ -91,12 +94,30 @@ pub(super) fn set_collecting(collecting: bool) {
     let _ = COLLECTING.try_with(|here| here.set(collecting));
 }
 
+/// While it lives, this thread installs no credits. For whoever gives credits back: what
+/// dies then may hold others' last references but one, and those would come in anew.
+pub(super) struct Abstaining;
+
+impl Abstaining {
+    pub(super) fn new() -> Abstaining {
+        let _ = ABSTAINING.try_with(|here| here.set(here.get() + 1));
+        Abstaining
+    }
+}
+
+impl Drop for Abstaining {
+    fn drop(&mut self) {
+        let _ = ABSTAINING.try_with(|here| here.set(here.get() - 1));
+    }
+}
+
 /// Releases what settling has left.
 ///
 /// # Safety
 ///
 /// Attached to the main interpreter, where any code may run.
 pub(super) unsafe fn release_leftovers() {
+    let _abstaining = Abstaining::new();
     // SAFETY: the caller's promise; this thread is outside its gate.
     unsafe { BUFFERS.registry.release_leftovers(thread_id()) };
 }
@@ -111,7 +132,9 @@ pub(super) fn in_main_interpreter() -> bool {
 /// Whether credits may come into this thread's buffer now. Asked inside the
 /// gate: see the registry on closing.
 fn admit() -> bool {
-    BUFFERS.admits() && in_main_interpreter() && COLLECTING.try_with(|here| !here.get()).unwrap_or(false)
+    let installs = COLLECTING.try_with(|here| !here.get()).unwrap_or(false)
+        && ABSTAINING.try_with(|here| here.get() == 0).unwrap_or(false);
+    installs && BUFFERS.admits() && in_main_interpreter()
 }
 
 /// # Safety
