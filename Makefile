@@ -147,7 +147,7 @@ bench-gil: setup-gil ## The same on the stock python3: threads that hold no GIL,
 	$(say) "build/bench-gil.json and build/bench-gil.png are written"
 
 .PHONY: test
-test: setup test-rust test-loom sanitize test-c test-python-ft test-python-gil test-doc test-examples ## All tests, on both builds
+test: setup test-rust test-loom sanitize test-c test-python-ft test-live test-python-gil test-doc test-examples ## All tests, on both builds
 	@$(say) "all tests passed"
 
 # -- the tests, one by one ----------------------------------------------------
@@ -157,9 +157,9 @@ rust:
 	@$(PYTHON) tools/preflight.py rust
 
 .PHONY: test-rust
-test-rust: rust ## The core in Rust, without Python
-	@$(say) "cargo test: the core"
-	CARGO_TARGET_DIR=target/core timeout $(TEST_LIMIT) $(CARGO) test --quiet --locked --no-default-features
+test-rust: rust ## The core and live mode's machinery in Rust, without Python
+	@$(say) "cargo test: the core and live mode's machinery"
+	CARGO_TARGET_DIR=target/core timeout $(TEST_LIMIT) $(CARGO) test --quiet --locked --no-default-features --features live
 
 .PHONY: test-loom
 test-loom: rust ## The core's protocols, every interleaving of them
@@ -208,6 +208,16 @@ test-c: setup ## The header as C11 and as C++17, and extensions that use it, on 
 test-python-ft: setup-ft ## The Python tests on the free-threaded build
 	@$(say) "pytest tests/python on the free-threaded build"
 	$(call pytest,$(FT)) tests/python
+
+# What must hold whoever counts. Outside of it are tests that look at numbers of operations,
+# in which those of the interpreter would be, and live mode's own.
+FOUNDATION = $(addprefix tests/python/test_,$(addsuffix .py,\
+    exact_counts finalized_once finalizers fork gc shutdown subinterpreters))
+
+.PHONY: test-live
+test-live: setup-ft ## The foundation's tests again, in an interpreter that counts through the buffers
+	@$(say) "pytest of the foundation under live mode"
+	timeout --kill-after=10 $(TEST_LIMIT) $(FT)/bin/python -P -m refbuf run -m pytest --quiet $(PYTEST_ARGS) $(FOUNDATION)
 
 .PHONY: test-python-gil
 test-python-gil: setup-gil ## The Python tests on the stock python3

@@ -119,12 +119,13 @@ def run_process(environment):
 
 @pytest.fixture
 def run_python(run_process):
-    """Runs code, with `first` before it, in an interpreter of its own; see
-    run_process."""
+    """Runs code, with `first` before it, in an interpreter of its own, which is under
+    live mode where this one is; see run_process."""
+    python = [sys.executable, *(["-m", "refbuf", "run"] if refbuf.installed() else [])]
 
     def run(code, *arguments, first="", **options):
         code = first + textwrap.dedent(code)
-        return run_process([sys.executable, "-c", code, *arguments], **options)
+        return run_process([*python, "-c", code, *arguments], **options)
 
     return run
 

@@ -9,8 +9,8 @@ SETTING = """
 import os, sys, threading, time
 import refbuf, countext
 from refbuf import workloads
-from support import (BUFFERED, Plain, Tracked, Worker, addresses, assert_child_succeeds, counts,
-                     give_credits, in_child, in_threads, left_to_credits, settled_counts, wait_until)
+from support import (BUFFERED, INSTALLED, Plain, Tracked, Worker, addresses, assert_child_succeeds,
+                     at_once, counts, give_credits, in_child, in_threads, left_to_credits, settled_counts, wait_until)
 
 log = []
 objects = [Tracked(log, number) for number in range(10)]
@@ -23,9 +23,10 @@ def everything_works():
     assert settled_counts(objects) == before
     in_threads(3, lambda number: countext.churn(there, 2_000, number))
     workloads.run("random", "refbuf", objects, threads=2, pairs=2_000)
-    assert counts(objects, refbuf.refcount) == before
+    assert at_once(lambda: counts(objects, refbuf.refcount) == before)
     assert settled_counts(objects) == before
-    assert refbuf.stats().credits == 0
+    # Under live mode there are those of what has been called since.
+    assert INSTALLED or refbuf.stats().credits == 0
 
 def everything_is_finalized():
     with Worker() as worker:
@@ -160,7 +161,7 @@ def test_fork_while_4_threads_count_like_mad(run_forking):
             # credits are not.
             settled = settled_counts(objects)
             assert all(now >= then for now, then in zip(settled, before)), (settled, before)
-            assert refbuf.stats().credits == 0, refbuf.stats()
+            assert INSTALLED or refbuf.stats().credits == 0, refbuf.stats()
             if turn % 10 == 0:
                 in_threads(2, lambda number: countext.churn(there, 500, number))
             else:
@@ -250,7 +251,7 @@ def test_threads_that_fork_at_once(run_forking):
         def child():
             in_threads(2, lambda number: countext.churn(there, 500, number))
             refbuf.flush_all()
-            assert refbuf.stats().credits == 0
+            assert INSTALLED or refbuf.stats().credits == 0
 
         def fork(number):
             for turn in range(10):
