@@ -1,6 +1,7 @@
 """Live mode: the counts of an unmodified interpreter go through the buffers."""
 
 import _imp
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -79,13 +80,27 @@ def loaded_extensions() -> Iterator[str]:
 
 _create_dynamic: Callable[..., Any] = _imp.create_dynamic
 _report: InstallReport | None = None
+#: Addresses of the trampolines that perf's file names; None where none is wanted.
+_named: set[int] | None = None
+
+
+def _name_trampolines() -> None:
+    """For perf, which looks for names of generated code in this file (perf-report(1), JIT)."""
+    if _named is None:
+        return
+    with open(f"/tmp/perf-{os.getpid()}.map", "a") as names:
+        for address, size, name in _refbuf.live_trampolines():
+            if address not in _named:
+                names.write(f"{address:x} {size:x} {name}\n")
+                _named.add(address)
 
 
 def _create_and_patch(spec: Any, *rest: Any) -> Any:
     # Loaded first, so that it is patched before it runs; the interpreter then gets the same file.
     if spec.origin is not None:
         try:
-            _refbuf.live_load_extension(spec.origin)
+            if _refbuf.live_load_extension(spec.origin) is not None:
+                _name_trampolines()
         except OSError:
             pass  # The interpreter says it better.
         except UnsupportedError as error:
@@ -95,21 +110,26 @@ def _create_and_patch(spec: Any, *rest: Any) -> Any:
     return _create_dynamic(spec, *rest)
 
 
-def install(extensions: bool = True) -> InstallReport:
+def install(extensions: bool = True, perf_map: bool = False) -> InstallReport:
     """Has the interpreter count through the buffers, and its extension modules as well.
 
     extensions: also those that are loaded, and those that will be.
+    perf_map: perf can name the trampolines: they are listed in /tmp/perf-PID.map, in which
+        other generated code of the process may be as well. Not in that of a forked child.
 
     Again where it is installed: the report of the first time. Raises UnsupportedError,
     and changes nothing, where live mode cannot be used: not x86-64 Linux, a build with a
     GIL or a debug build, memory that may not be changed, or while other Python threads run.
     """
-    global _report
+    global _report, _named
     if _report is not None and installed():
         return _report
     found = _refbuf.live_install(list(loaded_extensions()) if extensions else [])
     if extensions:
         _imp.create_dynamic = _create_and_patch
+    if perf_map:
+        _named = set()
+        _name_trampolines()
     _report = InstallReport(tuple(_image_report(image) for image in found))
     return _report
 
@@ -119,11 +139,11 @@ def uninstall() -> None:
 
     Raises UnsupportedError, and changes nothing, while other Python threads run.
     """
-    global _report
+    global _report, _named
     if installed():
         _refbuf.live_uninstall()
     _imp.create_dynamic = _create_dynamic
-    _report = None
+    _report, _named = None, None
 
 
 def installed() -> bool:

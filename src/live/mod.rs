@@ -12,6 +12,7 @@
 //! | [`trial`] | runs machine code in a machine state of choice |
 //! | [`selftest`] | whether trampolines do what they should, on scratch objects |
 //! | `interpreter` | CPython: when it may be done, and what the slow ways are |
+//! | `installation` | what is installed in this process: from plan to revert |
 //!
 //! x86-64 Linux. `docs/LIVE.md` has the protocol.
 
@@ -29,4 +30,6 @@ pub mod trial;
 mod tests;
 
 #[cfg(all(feature = "python", buffered))]
-pub(crate) mod interpreter;
+pub(crate) mod installation;
+#[cfg(all(feature = "python", buffered))]
+mod interpreter;

@@ -16,6 +16,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
+use std::slice;
 
 use super::image::Image;
 use super::memory::{page, pages_of, protect, Pages};
@@ -117,9 +118,18 @@ impl Patch {
         self.used
     }
 
-    /// Where the trampolines are.
-    pub fn range(&self) -> Range<usize> {
-        self.pages.range()
+    /// Where each trampoline is, and the address of what it stands for.
+    pub fn trampolines(&self) -> Vec<(Range<usize>, usize)> {
+        let mut starts: Vec<(usize, usize)> = Vec::with_capacity(self.changes.len());
+        for change in &self.changes {
+            let distance: [u8; 4] = change.after[1..JUMP].try_into().unwrap_or_default();
+            let behind = change.address + JUMP;
+            starts.push((behind.wrapping_add_signed(i32::from_le_bytes(distance) as isize), change.address));
+        }
+        starts.sort_unstable();
+        let end = self.pages.start() + self.used;
+        let ends = starts.iter().skip(1).map(|&(start, _)| start).chain([end]);
+        starts.iter().zip(ends).map(|(&(start, address), end)| (start..end, address)).collect()
     }
 
     /// Replaces the sites.
@@ -133,7 +143,7 @@ impl Patch {
     /// No other thread is in the image's code, or comes back to it meanwhile.
     pub unsafe fn apply(&self) -> io::Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.write(|change| &change.after) }
+        unsafe { self.write(|change| &change.before, |change| &change.after) }
     }
 
     /// Puts back what was there.
@@ -147,10 +157,23 @@ impl Patch {
     /// As for `apply`; nobody is in a trampoline.
     pub unsafe fn revert(&self) -> io::Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.write(|change| &change.before) }
+        unsafe { self.write(|change| &change.after, |change| &change.before) }
     }
 
-    unsafe fn write<'a>(&'a self, bytes: impl Fn(&'a Change) -> &'a Vec<u8>) -> io::Result<()> {
+    /// Changes everything, if all of it is as it is expected.
+    unsafe fn write<'a>(
+        &'a self,
+        from: impl Fn(&'a Change) -> &'a [u8],
+        to: impl Fn(&'a Change) -> &'a [u8],
+    ) -> io::Result<()> {
+        let is_there = |change: &&'a Change| {
+            let from = from(change);
+            // SAFETY: within the image's code, which may be read.
+            from == unsafe { slice::from_raw_parts(change.address as *const u8, from.len()) }
+        };
+        if !self.changes.iter().all(|change| is_there(&change)) {
+            return Err(io::Error::other("somebody else has changed it"));
+        }
         let _quiet = NoSignals::new();
         let segments: Vec<Range<usize>> = self.code.iter().cloned().map(pages_of).collect();
         let opened: io::Result<()> = segments.iter().try_for_each(|pages| {
@@ -159,7 +182,7 @@ impl Patch {
         });
         if opened.is_ok() {
             for change in &self.changes {
-                let bytes = bytes(change);
+                let bytes = to(change);
                 // SAFETY: within the image's code, which may be written.
                 unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), change.address as *mut u8, bytes.len()) };
             }

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 #[cfg(all(buffered, target_os = "linux", target_arch = "x86_64"))]
-use crate::live::interpreter as here;
+use crate::live::installation as here;
 
 pyo3::create_exception!(
     refbuf,
@@ -20,6 +20,7 @@ pyo3::create_exception!(
 /// Elsewhere.
 #[cfg(not(all(buffered, target_os = "linux", target_arch = "x86_64")))]
 mod here {
+    use std::ops::Range;
     use std::path::{Path, PathBuf};
 
     use pyo3::prelude::*;
@@ -70,6 +71,10 @@ mod here {
 
     pub(super) fn uninstall(_py: Python<'_>) -> Result<(), String> {
         Ok(())
+    }
+
+    pub(super) fn trampolines() -> Vec<(Range<usize>, String)> {
+        Vec::new()
     }
 }
 
@@ -137,6 +142,12 @@ fn live_uninstall(py: Python<'_>) -> PyResult<()> {
     here::uninstall(py).map_err(UnsupportedError::new_err)
 }
 
+/// Of all that is installed: (address, bytes, what it stands for) of each trampoline.
+#[pyfunction]
+fn live_trampolines() -> Vec<(usize, usize, String)> {
+    here::trampolines().into_iter().map(|(range, name)| (range.start, range.len(), name)).collect()
+}
+
 /// Adds all this to the module.
 pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("UnsupportedError", module.py().get_type::<UnsupportedError>())?;
@@ -145,5 +156,6 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(live_examine, module)?)?;
     module.add_function(wrap_pyfunction!(live_install, module)?)?;
     module.add_function(wrap_pyfunction!(live_load_extension, module)?)?;
-    module.add_function(wrap_pyfunction!(live_uninstall, module)?)
+    module.add_function(wrap_pyfunction!(live_uninstall, module)?)?;
+    module.add_function(wrap_pyfunction!(live_trampolines, module)?)
 }

@@ -10,7 +10,8 @@ import os, sys, threading, time
 import refbuf, countext
 from refbuf import workloads
 from support import (BUFFERED, INSTALLED, Plain, Tracked, Worker, addresses, assert_child_succeeds,
-                     at_once, counts, give_credits, in_child, in_threads, left_to_credits, settled_counts, wait_until)
+                     at_once, counts, give_credits, in_child, in_threads, left_to_credits,
+                     settled_counts, wait_until)
 
 log = []
 objects = [Tracked(log, number) for number in range(10)]

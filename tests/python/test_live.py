@@ -87,6 +87,94 @@ def test_all_bytes_are_put_back(run_live):
 
 
 @live
+def test_it_may_be_installed_a_thousand_times_while_the_program_works(run_live):
+    run_live(
+        """
+        before = code()
+        things = [object() for _ in range(50)]
+        counts = [sys.getrefcount(thing) for thing in things]
+
+        def work(turn):
+            # By a thread that ends before the next time: main's objects are another's to it.
+            copies = [list(things) for _ in range(20)]
+            table = {number: thing for number, thing in enumerate(things)}
+            assert all(table[number] is thing for number, thing in enumerate(things))
+
+        for turn in range(1000):
+            refbuf.install()
+            work(turn)
+            if turn % 10 == 0:
+                in_thread(lambda: work(turn))
+            refbuf.uninstall()
+            work(turn)
+        assert code() == before
+        refbuf.flush_all()
+        assert [sys.getrefcount(thing) for thing in things] == counts
+        """,
+        timeout=100,
+    )
+
+
+@live
+def test_what_hangs_on_a_dead_container_dies_with_it(run_live):
+    """However deep: who gives credits back takes none in."""
+    run_live("""
+    refbuf.configure(heartbeat_ms=100)
+    refbuf.install()
+    class Thing:
+        pass
+    def walk(tree):
+        while isinstance(tree, list):
+            for tree in tree:
+                pass
+    for _ in range(3):
+        thing = Thing()
+        death = weakref.ref(thing)
+        tree = thing
+        for _ in range(20):
+            tree = [tree]
+        del thing
+        done, go = threading.Event(), threading.Event()
+        def use():
+            walk(tree)
+            done.set()
+            go.wait()
+        sleeper = threading.Thread(target=use)
+        sleeper.start()
+        done.wait()
+        before = refbuf.stats().beats
+        del tree
+        # A level a heartbeat would be 20 at the least.
+        assert eventually(lambda: death() is None)
+        assert refbuf.stats().beats - before <= 8, refbuf.stats().beats - before
+        go.set()
+        sleeper.join()
+    """)
+
+
+@live
+def test_perf_can_name_the_trampolines(run_live):
+    run_live("""
+    import os
+    report = refbuf.install(perf_map=True)
+    path = f"/tmp/perf-{os.getpid()}.map"
+    try:
+        with open(path) as names:
+            lines = [line.split() for line in names]
+    finally:
+        os.unlink(path)
+    assert len(lines) == report.sites + 1  # and the entry of _Py_DecRefShared
+    assert all(int(size, 16) > 0 and name.startswith("refbuf:") for _, size, name in lines)
+    with open("/proc/self/maps") as maps:
+        bounds = [line.split()[0].split("-") for line in maps if "r-xp" in line]
+    executable = [[int(bound, 16) for bound in pair] for pair in bounds]
+    for address, size, _ in lines:
+        first, last = int(address, 16), int(address, 16) + int(size, 16)
+        assert any(start <= first and last <= end for start, end in executable)
+    """)
+
+
+@live
 def test_counting_goes_through_the_buffers(run_live):
     run_live("""
     refbuf.install()

@@ -200,9 +200,7 @@ def test_functions_at_exit_may_use_refbuf_before_and_after_its_own(run_python):
     assert run_python(code).split("\n") == ["first", "in between", "last", ""]
 
 
-@pytest.mark.skipif(
-    refbuf.installed(), reason="run has refbuf close after the program"
-)
+@pytest.mark.skipif(refbuf.installed(), reason="run has refbuf close after the program")
 @pytest.mark.needs_buffering
 def test_after_exit_has_begun_nothing_is_buffered(run_python):
     code = """

@@ -25,6 +25,7 @@ for standard input. All that follows the program is the program's.
 options:
   --stats         at exit, print what the buffers did to standard error
   --no-extensions leave extension modules alone: only the interpreter's own counts
+  --perf-map      name the trampolines for perf, in /tmp/perf-PID.map
   --slots N       slots of each thread's buffer, a power of two
   --heartbeat MS  milliseconds between two beats
   -h, --help      this text
@@ -47,12 +48,15 @@ class Options(NamedTuple):
 
     stats: bool = False
     extensions: bool = True
+    perf_map: bool = False
     slots: int | None = None
     heartbeat_ms: float | None = None
 
     def for_children(self) -> list[str]:
         """The options of processes that the program starts."""
         given = [] if self.extensions else ["--no-extensions"]
+        if self.perf_map:
+            given.append("--perf-map")
         if self.slots is not None:
             given.append(f"--slots={self.slots}")
         if self.heartbeat_ms is not None:
@@ -97,6 +101,8 @@ def _options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
             options = options._replace(stats=True)
         elif option == "--no-extensions" and not has_value:
             options = options._replace(extensions=False)
+        elif option == "--perf-map" and not has_value:
+            options = options._replace(perf_map=True)
         else:
             raise CommandError(f"run: unknown option {option!r}: --help lists those there are")
     return options, rest
@@ -126,6 +132,6 @@ def _install(options: Options) -> None:
     except ValueError as error:
         raise CommandError(f"run: {error}") from None
     try:
-        refbuf.install(extensions=options.extensions)
+        refbuf.install(extensions=options.extensions, perf_map=options.perf_map)
     except refbuf.UnsupportedError as error:
         raise CommandError(str(error)) from None

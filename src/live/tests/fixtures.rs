@@ -250,6 +250,24 @@ fn the_entry_brings_credits_and_the_function_can_still_be_called() {
 }
 
 #[test]
+fn code_that_somebody_else_has_changed_is_not_touched() {
+    let mut fixture = Fixture::new(&[adds, leaf]);
+    let plan = fixture.plan(0).unwrap();
+    // SAFETY: nobody else runs this code.
+    let patch = unsafe { Patch::prepare(&fixture.image, &plan, &helped()) }.unwrap();
+    // Of the last site; the first is as it was.
+    let last = plan.sites[1].address - fixture.pages.start();
+    fixture.pages.open().unwrap();
+    fixture.pages.write(last, &[0x90]);
+    fixture.pages.seal().unwrap();
+    let before = fixture.bytes();
+    // SAFETY: as above.
+    let error = unsafe { patch.apply() }.unwrap_err();
+    assert_eq!(error.to_string(), "somebody else has changed it");
+    assert_eq!(fixture.bytes(), before);
+}
+
+#[test]
 fn an_add_whose_flags_are_read_is_left_alone() {
     let fixture = Fixture::new(&[|a| {
         let mut end = a.create_label();

@@ -1,0 +1,279 @@
+//! What is installed in this process: plan, verify, apply, revert, for the interpreter and
+//! its extension modules together.
+//!
+//! Patches are kept once they are made, applied or not: installing again finds them, and
+//! a trampoline stays where it is as long as anybody may know its address.
+
+use std::ffi::CString;
+use std::io;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use pyo3::ffi::PyObject;
+use pyo3::prelude::*;
+
+pub(crate) use super::interpreter::obstacle;
+use super::interpreter::{context, entry, increment, quietly, refuse_others};
+
+use super::image::{self, Image};
+use super::memory;
+use super::patch::Patch;
+use super::plan::{self, Form, Plan};
+use super::selftest::{self, Extent};
+use super::trampoline::Shape;
+use crate::core::sync::lock;
+use crate::interp;
+
+/// What is or was installed in one image.
+#[derive(Debug)]
+struct Known {
+    /// Of the image.
+    start: usize,
+    patch: Patch,
+    report: ImageReport,
+    applied: bool,
+}
+
+static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+
+/// What was done to an image, for people.
+#[derive(Clone, Debug)]
+pub(crate) struct ImageReport {
+    pub(crate) path: PathBuf,
+    pub(crate) adds: usize,
+    pub(crate) swaps: usize,
+    pub(crate) hooked: bool,
+    pub(crate) left_alone: Vec<(usize, &'static str)>,
+    pub(crate) trampoline_bytes: usize,
+    pub(crate) pushes: usize,
+    pub(crate) seconds: f64,
+}
+
+/// Whether the interpreter is patched.
+pub(crate) fn is_installed() -> bool {
+    lock(&KNOWN).iter().any(|known| known.applied)
+}
+
+/// An image, and what is to be done to it.
+struct Planned {
+    image: Image,
+    plan: Plan,
+    seconds: f64,
+}
+
+fn planned(image: Image) -> Result<Planned, String> {
+    let began = Instant::now();
+    // SAFETY: only this module changes code, under its lock, and what it has patched it
+    // does not plan again.
+    let plan = unsafe { plan::plan(&image, entry()) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
+    Ok(Planned { image, plan, seconds: began.elapsed().as_secs_f64() })
+}
+
+fn try_out(planned: &[Planned], extent: Extent) -> Result<usize, String> {
+    let sites = planned.iter().flat_map(|planned| &planned.plan.sites);
+    selftest::check(&context(), entry(), sites, extent)
+        .map_err(|what| format!("a trampoline does not do what it should on this machine ({what}): please report this"))
+}
+
+fn prepared(planned: &Planned) -> Result<Known, String> {
+    let began = Instant::now();
+    let Planned { image, plan, seconds } = planned;
+    // SAFETY: extension modules and the interpreter are never unloaded.
+    let patch =
+        unsafe { Patch::prepare(image, plan, &context()) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
+    let adds = plan.sites.iter().filter(|site| matches!(site.form, Form::Add { .. })).count();
+    let start = image.span().start;
+    let report = ImageReport {
+        path: image.path.clone(),
+        adds,
+        swaps: plan.sites.len() - adds,
+        hooked: plan.entry.is_some(),
+        left_alone: plan.left_alone.iter().map(|left| (left.address - start, left.reason)).collect(),
+        trampoline_bytes: patch.bytes(),
+        pushes: plan.sites.iter().map(|site| Shape::of(site).pushes()).sum(),
+        seconds: seconds + began.elapsed().as_secs_f64(),
+    };
+    Ok(Known { start, patch, report, applied: false })
+}
+
+/// Images that are the interpreter's, or among `extensions`, without our own.
+fn chosen(extensions: &[PathBuf]) -> Vec<Image> {
+    let own = increment as unsafe extern "C" fn(*mut PyObject) as usize;
+    let is_extension = |image: &Image| extensions.contains(&image.path) && !image.holds(own);
+    image::loaded().into_iter().filter(|image| image.holds(entry()) || is_extension(image)).collect()
+}
+
+/// Patches the interpreter and those of `extensions` that are loaded; all or nothing.
+///
+/// # Errors
+///
+/// One sentence.
+pub(crate) fn install(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
+    // A settler that is at work has a thread state: it is asked to end first.
+    quietly(py, || install_quietly(py, extensions))
+}
+
+fn install_quietly(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
+    refuse_others(py, "installing")?;
+    let images = chosen(extensions);
+    let starts: Vec<usize> = images.iter().map(|image| image.span().start).collect();
+    let mut known = lock(&KNOWN);
+    let is_new = |image: &Image| known.iter().all(|known| known.start != image.span().start);
+    let planned = images.into_iter().filter(is_new).map(planned).collect::<Result<Vec<_>, _>>()?;
+    if !planned.is_empty() {
+        try_out(&planned, Extent::Samples)?;
+    }
+    let new = planned.iter().map(prepared).collect::<Result<Vec<_>, _>>()?;
+    known.extend(new);
+    let mut wanted: Vec<&mut Known> = known.iter_mut().filter(|known| starts.contains(&known.start)).collect();
+    let Some(original) = wanted.iter().find_map(|known| known.patch.original()) else {
+        return Err("_Py_DecRefShared is in no loaded file".into());
+    };
+    // First: once a settler runs again, what it releases must not come back to the buffers.
+    interp::set_original_release(original);
+    for index in 0..wanted.len() {
+        // SAFETY: no other thread has a state, and the settlers have ended.
+        if let Err(error) = unsafe { wanted[index].patch.apply() } {
+            let sentence = cannot(wanted[index], &error);
+            for known in &mut wanted[..index] {
+                // SAFETY: as above; nobody has run a trampoline.
+                known.applied = unsafe { known.patch.revert() }.is_err();
+            }
+            interp::set_original_release(entry());
+            return Err(sentence);
+        }
+        wanted[index].applied = true;
+    }
+    Ok(wanted.iter().map(|known| known.report.clone()).collect())
+}
+
+fn cannot(known: &Known, error: &io::Error) -> String {
+    format!("{}: its code cannot be changed: {error}", known.report.path.display())
+}
+
+/// What was looked at, whether it is as it must be, and what was found.
+pub(crate) type Check = (&'static str, bool, String);
+
+/// Looks at everything that `install` needs, and changes nothing. Ends at the first check
+/// that fails.
+pub(crate) fn examine(py: Python<'_>, extensions: &[PathBuf]) -> (Vec<Check>, Vec<ImageReport>) {
+    let (mut checks, mut reports) = (Vec::new(), Vec::new());
+    if let Err((name, why)) = examine_all(py, extensions, &mut checks, &mut reports) {
+        checks.push((name, false, why));
+    }
+    (checks, reports)
+}
+
+fn examine_all(
+    py: Python<'_>,
+    extensions: &[PathBuf],
+    checks: &mut Vec<Check>,
+    reports: &mut Vec<ImageReport>,
+) -> Result<(), (&'static str, String)> {
+    if let Some(obstacle) = obstacle() {
+        return Err(("system", obstacle));
+    }
+    checks.push(("system", true, "membarrier and xsave are there".into()));
+    if is_installed() {
+        return Err(("code", "it is patched already: examine a process without live mode".into()));
+    }
+    let images = chosen(extensions);
+    let memory = |error| ("memory", format!("code cannot be changed: {error}"));
+    images.iter().try_for_each(|image| memory::rehearse(&image.path)).map_err(memory)?;
+    checks.push(("memory", true, "a private copy of each file's code can be changed and then executed".into()));
+    let planned = images.into_iter().map(planned).collect::<Result<Vec<_>, _>>().map_err(|why| ("code", why))?;
+    if planned.iter().all(|planned| planned.plan.entry.is_none()) {
+        return Err(("code", "_Py_DecRefShared is in no loaded file".into()));
+    }
+    let sites: usize = planned.iter().map(|planned| planned.plan.sites.len()).sum();
+    let found = format!("{sites} sites in {} files, each decoded; no branch goes into one", planned.len());
+    checks.push(("code", true, found));
+    let tried = try_out(&planned, Extent::All).map_err(|what| ("trampolines", what))?;
+    checks.push(("trampolines", true, format!("all {tried} that differ do on scratch objects what they should")));
+    for planned in &planned {
+        reports.push(prepared(planned).map_err(|what| ("room", what))?.report);
+    }
+    checks.push(("room", true, "there is room for them within reach of a jump".into()));
+    if let Err(why) = refuse_others(py, "installing") {
+        checks.push(("threads", false, why));
+    } else {
+        checks.push(("threads", true, "no other Python thread runs".into()));
+    }
+    Ok(())
+}
+
+/// Loads a file as the interpreter does, which then gets the same; it stays loaded.
+///
+/// # Errors
+///
+/// Where it cannot be loaded.
+pub(crate) fn load(path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: runs the file's constructors, as importing it would.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    if handle.is_null() {
+        return Err(io::Error::other("it cannot be loaded"));
+    }
+    Ok(())
+}
+
+/// Patches an extension that has just been loaded, and that nobody has run yet.
+///
+/// # Errors
+///
+/// One sentence; the extension counts as it did.
+pub(crate) fn install_extension(_py: Python<'_>, path: &Path) -> Result<Option<ImageReport>, String> {
+    let mut known = lock(&KNOWN);
+    let Some(image) = chosen(&[path.to_owned()]).into_iter().find(|image| image.path == path) else {
+        return Ok(None);
+    };
+    let start = image.span().start;
+    if known.iter().all(|known| !known.applied) || known.iter().any(|known| known.start == start && known.applied) {
+        return Ok(None);
+    }
+    if known.iter().all(|known| known.start != start) {
+        known.push(prepared(&planned(image)?)?);
+    }
+    let Some(new) = known.iter_mut().find(|known| known.start == start) else { return Ok(None) };
+    // SAFETY: nobody has run it yet.
+    unsafe { new.patch.apply() }.map_err(|error| cannot(new, &error))?;
+    new.applied = true;
+    Ok(Some(new.report.clone()))
+}
+
+/// Puts everything back.
+///
+/// # Errors
+///
+/// One sentence; then what is named is as it was, and so is all that came before it.
+pub(crate) fn uninstall(py: Python<'_>) -> Result<(), String> {
+    quietly(py, || {
+        refuse_others(py, "uninstalling")?;
+        let mut known = lock(&KNOWN);
+        // The interpreter last: as long as it is patched, so is the function that drops references.
+        for known in known.iter_mut().rev().filter(|known| known.applied) {
+            // SAFETY: no other thread has a state, and the settlers have ended: nobody is in
+            // a trampoline.
+            unsafe { known.patch.revert() }.map_err(|error| cannot(known, &error))?;
+            known.applied = false;
+            if known.patch.original().is_some() {
+                interp::set_original_release(entry());
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The trampolines of all that is installed: where, and what they stand for.
+pub(crate) fn trampolines() -> Vec<(Range<usize>, String)> {
+    let mut named = Vec::new();
+    for known in lock(&KNOWN).iter().filter(|known| known.applied) {
+        let file = known.report.path.file_name().unwrap_or_default().to_string_lossy();
+        let name = |address: usize| format!("refbuf:{file}+{:#x}", address - known.start);
+        named.extend(known.patch.trampolines().into_iter().map(|(range, address)| (range, name(address))));
+    }
+    named
+}
