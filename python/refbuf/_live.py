@@ -18,6 +18,7 @@ class ImageReport(NamedTuple):
     path: the file.
     adds: sites of the form `lock add [object+16], 4`.
     swaps: sites of the form `lock cmpxchg [address], register`.
+    drops: those of them that are a decrement, by the code around them.
     hooked: functions whose entry was replaced.
     left_alone: (offset in the file's image, why) of each site that was not replaced.
     trampoline_bytes: machine code that stands in for the sites.
@@ -28,6 +29,7 @@ class ImageReport(NamedTuple):
     path: str
     adds: int
     swaps: int
+    drops: int
     hooked: tuple[str, ...]
     left_alone: tuple[tuple[int, str], ...]
     trampoline_bytes: int
@@ -43,7 +45,7 @@ class InstallReport(NamedTuple):
     @property
     def sites(self) -> int:
         """Replaced instructions in all files."""
-        return sum(image.adds + image.swaps for image in self.images)
+        return sum(image.adds + image.swaps + image.drops for image in self.images)
 
     @property
     def seconds(self) -> float:

@@ -45,6 +45,7 @@ pub(crate) struct ImageReport {
     pub(crate) path: PathBuf,
     pub(crate) adds: usize,
     pub(crate) swaps: usize,
+    pub(crate) drops: usize,
     pub(crate) hooked: bool,
     pub(crate) left_alone: Vec<(usize, &'static str)>,
     pub(crate) trampoline_bytes: usize,
@@ -84,12 +85,13 @@ fn prepared(planned: &Planned) -> Result<Known, String> {
     // SAFETY: extension modules and the interpreter are never unloaded.
     let patch =
         unsafe { Patch::prepare(image, plan, &context()) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
-    let adds = plan.sites.iter().filter(|site| matches!(site.form, Form::Add { .. })).count();
+    let of_form = |is: fn(&Form) -> bool| plan.sites.iter().filter(|site| is(&site.form)).count();
     let start = image.span().start;
     let report = ImageReport {
         path: image.path.clone(),
-        adds,
-        swaps: plan.sites.len() - adds,
+        adds: of_form(|form| matches!(form, Form::Add { .. })),
+        swaps: of_form(|form| matches!(form, Form::Swap { .. })),
+        drops: of_form(|form| matches!(form, Form::Drop { .. })),
         hooked: plan.entry.is_some(),
         left_alone: plan.left_alone.iter().map(|left| (left.address - start, left.reason)).collect(),
         trampoline_bytes: patch.bytes(),

@@ -60,6 +60,20 @@ pub(super) unsafe extern "C" fn increment(op: *mut PyObject) {
     }
 }
 
+/// The slow way of a drop: takes the reference in, if it can. As for `increment`.
+unsafe extern "C" fn take_in(op: *mut PyObject) -> bool {
+    // SAFETY: this thread's own.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { errno.read() };
+    // SAFETY: the site drops a reference to an object that this thread does not own.
+    unsafe {
+        let taken = !attachment::current_state().is_null() && interp::take_in(op);
+        errno.write(before);
+        taken
+    }
+}
+
 /// The slow way of the entry.
 unsafe extern "C" fn decrement(op: *mut PyObject) {
     // SAFETY: the caller's promises are those of _Py_DecRefShared.
@@ -79,6 +93,7 @@ pub(super) fn context() -> Context {
         buffer: LAYOUT,
         increment: increment as unsafe extern "C" fn(*mut PyObject) as usize,
         decrement: decrement as unsafe extern "C" fn(*mut PyObject) as usize,
+        take_in: take_in as unsafe extern "C" fn(*mut PyObject) -> bool as usize,
         vector_bytes: trampoline::vector_bytes(),
     }
 }

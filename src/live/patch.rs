@@ -20,7 +20,7 @@ use std::slice;
 
 use super::image::Image;
 use super::memory::{page, pages_of, protect, Pages};
-use super::plan::{Plan, JUMP};
+use super::plan::{Form, Plan, JUMP};
 use super::trampoline::{self, Context, Shape, Template};
 
 /// Alignment of trampolines.
@@ -83,7 +83,9 @@ impl Patch {
             let before = unsafe { image.bytes(address..address + length) }.to_vec();
             changes.push(Change { address, before, after });
         };
-        let slow = put(&mut pages, &|at| trampoline::slow_way(context, at))?;
+        let vectors = context.vector_bytes;
+        let increment = put(&mut pages, &|at| trampoline::slow_way(context.increment, vectors, at))?;
+        let take_in = put(&mut pages, &|at| trampoline::slow_way(context.take_in, vectors, at))?;
         let mut templates = HashMap::new();
         for site in &plan.sites {
             let template = match templates.entry(Shape::of(site)) {
@@ -94,6 +96,7 @@ impl Patch {
                 }
             };
             let back = site.address + site.length;
+            let slow = if matches!(site.form, Form::Drop { .. }) { take_in } else { increment };
             let at = put(&mut pages, &|at| Ok(template.place(at, slow, back)))?;
             change(site.address, site.length, at);
         }

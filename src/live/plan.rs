@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | add | `lock add qword [object+16], 4` | an increment of another thread's object |
 //! | swap | `lock cmpxchg qword [address], new` | perhaps one: its trampoline sees |
+//! | drop | the same, in the middle of `_Py_DecRefShared` that is compiled into its caller | a decrement |
 //! | entry | the first bytes of `_Py_DecRefShared` | a decrement of another thread's object |
 //!
 //! Every function is decoded from its first byte, so that sites lie on instruction
@@ -35,6 +36,13 @@ pub enum Form {
     Add {
         /// Which holds its address.
         object: Register,
+    },
+    /// Compares and swaps for one reference less, see [`is_drop`].
+    Drop {
+        /// The object's count.
+        operand: Operand,
+        /// Which holds the new value.
+        new: Register,
     },
     /// Compares and swaps; rax has the old value.
     Swap {
@@ -249,7 +257,7 @@ fn head(instructions: &[Instruction]) -> Result<Vec<Instruction>, String> {
 fn note_sites(instructions: &[Instruction], plan: &mut Plan) {
     let mut code = Code::new(instructions);
     let red_zone = !code.calls();
-    for instruction in instructions {
+    for (index, instruction) in instructions.iter().enumerate() {
         if instruction.code() == Opcode::INVALID {
             // What follows may be anything.
             let reason = "the function holds what is not an instruction";
@@ -259,6 +267,7 @@ fn note_sites(instructions: &[Instruction], plan: &mut Plan) {
         let Some(form) = form(instruction) else { continue };
         let (address, length) = (instruction.ip() as usize, instruction.len());
         let (form, reason) = match form {
+            Ok(Form::Swap { operand, new }) if is_drop(instructions, index, new) => (Form::Drop { operand, new }, None),
             Ok(form) => (form, None),
             Err(reason) => (Form::Add { object: Register::None }, Some(reason)),
         };
@@ -273,6 +282,44 @@ fn note_sites(instructions: &[Instruction], plan: &mut Plan) {
             None => plan.sites.push(Site { address, length, form, needs, red_zone }),
         }
     }
+}
+
+/// Whether a compare-and-swap is that of CPython's `_Py_DecRefSharedIsDead` (Objects/object.c),
+/// by all that is around it: nothing else asks of a word whether it is more than 1, takes 4
+/// off, and then whether that is 3, which is a merged count of none.
+///
+/// ```text
+/// again:  cmp rax, 1
+///         jbe queue
+///         lea new, [rax-4]
+///         lock cmpxchg [object+16], new
+///         jne again
+///         cmp new, 3
+///         je or jne
+/// ```
+fn is_drop(instructions: &[Instruction], index: usize, new: Register) -> bool {
+    let Some([compare, few, take, _, retry, last, dead]) = index.checked_sub(3).and_then(|first| {
+        instructions.get(first..first + 7).and_then(|around| <&[Instruction; 7]>::try_from(around).ok())
+    }) else {
+        return false;
+    };
+    let compares = |instruction: &Instruction, register, value| {
+        instruction.mnemonic() == Mnemonic::Cmp
+            && instruction.op0_register() == register
+            && matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64)
+            && instruction.immediate(1) == value
+    };
+    compares(compare, Register::RAX, 1)
+        && few.mnemonic() == Mnemonic::Jbe
+        && take.mnemonic() == Mnemonic::Lea
+        && take.op0_register() == new
+        && take.memory_base() == Register::RAX
+        && take.memory_index() == Register::None
+        && take.memory_displacement64() == ONE.wrapping_neg()
+        && retry.mnemonic() == Mnemonic::Jne
+        && retry.near_branch_target() == compare.ip()
+        && compares(last, new, 3)
+        && matches!(dead.mnemonic(), Mnemonic::Je | Mnemonic::Jne)
 }
 
 /// What kind of site an instruction is, if it is one; or why it cannot be replaced.
@@ -328,7 +375,7 @@ impl Site {
     pub fn operands(&self) -> Registers {
         match self.form {
             Form::Add { object } => Registers::NONE.with(object),
-            Form::Swap { operand, new } => {
+            Form::Swap { operand, new } | Form::Drop { operand, new } => {
                 Registers::NONE.with(Register::RAX).with(new).with(operand.base).with(operand.index)
             }
         }

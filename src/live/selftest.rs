@@ -20,15 +20,13 @@ use iced_x86::{IcedError, Register};
 
 use super::patch::NoSignals;
 use super::plan::{Form, Site, ONE, SHARED};
-use super::trampoline::{self, Context, Shape};
+use super::trampoline::{self, Context, Shape, LAST};
 use super::trial::{Machine, Outcome, Table, Trial, RED_ZONE, VECTORS};
 
 /// The status flags: CF, PF, AF, ZF, SF, OF.
 const STATUS: u64 = 0x8D5;
 /// Flags that are always set: one that is reserved, and that interrupts are served.
 const ALWAYS: u64 = 0x202;
-/// A merged object's only reference: a swap that drops it has to be seen by the code behind.
-const LAST: u64 = 7;
 /// The registers that a called function keeps, rsp apart.
 const KEPT: [Register; 6] = [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
 /// The number of rdi, which holds the first argument.
@@ -116,7 +114,9 @@ fn plain(site: &Site, at: usize, back: usize) -> Result<Vec<u8>, IcedError> {
     let gpr = |register| get_gpr64(register).unwrap_or_else(|| unreachable!("a general register"));
     match site.form {
         Form::Add { object } => a.lock().add(qword_ptr(gpr(object) + SHARED as i32), ONE as i32)?,
-        Form::Swap { operand, new } => a.lock().cmpxchg(trampoline::qword_ptr_of(operand), gpr(new))?,
+        Form::Swap { operand, new } | Form::Drop { operand, new } => {
+            a.lock().cmpxchg(trampoline::qword_ptr_of(operand), gpr(new))?
+        }
     }
     a.jmp(back as u64)?;
     a.assemble(at as u64)
@@ -134,7 +134,11 @@ fn unwritten(error: IcedError) -> io::Error {
 /// Where memory is refused; inside, what is wrong with the trampoline.
 pub fn check_site(trial: &mut Trial, site: &Site, chance: &mut Chance) -> io::Result<Result<(), Finding>> {
     trial.clear();
-    let (context, slow, exit) = (*trial.context(), trial.slow_way(), trial.exit());
+    let (context, exit) = (*trial.context(), trial.exit());
+    let slow = match site.form {
+        Form::Drop { .. } => trial.slow_take_in(),
+        Form::Add { .. } | Form::Swap { .. } => trial.slow_way(),
+    };
     let reference = plain(site, trial.place(), exit).map_err(unwritten)?;
     let reference = trial.load(&reference)?;
     let code = trampoline::for_site(site, &context, slow, trial.place(), exit).map_err(unwritten)?;
@@ -148,9 +152,12 @@ pub fn check_site(trial: &mut Trial, site: &Site, chance: &mut Chance) -> io::Re
     for table in tables(&context) {
         let found = match site.form {
             Form::Add { object } => try_one.add(trial, object, table, chance),
-            Form::Swap { operand: _, new } => [ONE, ONE.wrapping_neg()]
+            Form::Swap { new, .. } => [ONE, ONE.wrapping_neg()]
                 .into_iter()
                 .try_for_each(|delta| try_one.swap(trial, new, delta, table, chance)),
+            Form::Drop { new, .. } => {
+                [false, true].into_iter().try_for_each(|takes_in| try_one.take(trial, new, takes_in, table, chance))
+            }
         };
         if let Err(what) = found {
             return Ok(Err(format!("{what}; {:?}, {table:?}", site.form)));
@@ -185,7 +192,7 @@ pub fn check<'a>(
     check_entry(&mut trial, &mut chance).map_err(failed)??;
     for site in sites {
         let shape = Shape::of(site);
-        let kind = (matches!(site.form, Form::Add { .. }), shape.pushes(), site.red_zone);
+        let kind = (std::mem::discriminant(&site.form), shape.pushes(), site.red_zone);
         let is_new = match extent {
             Extent::Samples => kinds.insert(kind),
             Extent::All => known.insert(shape),
@@ -261,10 +268,46 @@ impl Try<'_> {
         skipped(&got, if counts { table.skip - 1 } else { table.skip })
     }
 
+    fn take(
+        &self,
+        trial: &mut Trial,
+        new: Register,
+        takes_in: bool,
+        table: Table,
+        chance: &mut Chance,
+    ) -> Result<(), Finding> {
+        let often = chance.draw();
+        let old = [chance.draw() << 2 | 3, chance.draw() << 2, LAST][(often % 3) as usize];
+        let mut before = chance.machine();
+        before.registers[RAX] = old;
+        before.registers[new.number()] = old.wrapping_sub(ONE);
+        if !self.aim(trial, &mut before) {
+            return Ok(());
+        }
+        // The plan takes none whose operands are the same.
+        if before.registers[RAX] != old || before.registers[new.number()] != old.wrapping_sub(ONE) {
+            return Ok(());
+        }
+        let shared = if often >> 8 & 1 != 0 { old.wrapping_add(ONE * 5) } else { old };
+        trial.set_takes_in(takes_in);
+        let way = if old == LAST { Way::Aside } else { way(&self.context, &table, false) };
+        let absorbed = matches!(way, Way::Hit(_)) || way == Way::Missed && takes_in;
+        let (expected, got) = self.both(trial, before, if absorbed { old } else { shared }, shared, table);
+        let counted = if absorbed { shared } else { expected.shared };
+        if got.shared != counted {
+            return Err(format!("the count is {:#x} where {counted:#x} is right", got.shared));
+        }
+        if got.calls != u64::from(way == Way::Missed) {
+            return Err(format!("the slow way was called {} times", got.calls));
+        }
+        self.same(&expected, &got, true, &words_after(&self.context, &table, way, false))?;
+        skipped(&got, if old == LAST { table.skip } else { table.skip - 1 })
+    }
+
     /// Sets the registers of the address so that it is the object's count; says whether
     /// that can be.
     fn aim(&self, trial: &Trial, machine: &mut Machine) -> bool {
-        let Form::Swap { operand, .. } = self.site.form else { return false };
+        let (Form::Swap { operand, .. } | Form::Drop { operand, .. }) = self.site.form else { return false };
         let wanted = (trial.object() + SHARED).wrapping_sub(operand.displacement as u64);
         let scale = u64::from(operand.scale);
         let share = |of: u64, by: u64| (of % by == 0).then_some(of / by);

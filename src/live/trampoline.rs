@@ -8,6 +8,10 @@
 //! swap    not old + 4 nor old - 4?              → the instruction itself
 //!         slot, gate, credits?                  → one less or more, "swapped" in the flags
 //!         otherwise                             → the instruction itself
+//! drop    old is 7?                             → the instruction itself
+//!         slot, gate, credits?                  → one more, "swapped" in the flags
+//!         otherwise                             → the slow way, which may take it in; or the
+//!                                                 instruction itself
 //! entry   as add, one credit more               → returns to the caller
 //!         otherwise                             → the slow way is a tail call
 //! ```
@@ -24,11 +28,11 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use iced_x86::code_asm::{al, eax, edx};
 use iced_x86::code_asm::{
     dword_ptr, get_gpr64, ptr, qword_ptr, r10, r11, r8, r9, rax, rbp, rcx, rdi, rdx, rsi, rsp, AsmMemoryOperand,
     AsmRegister64, CodeAssembler, CodeLabel,
 };
-use iced_x86::code_asm::{eax, edx};
 use iced_x86::{BlockEncoderOptions, IcedError, OpKind, Register};
 
 use super::flow::GENERAL;
@@ -36,6 +40,8 @@ use super::plan::{Entry, Form, Operand, Site, ONE, SHARED};
 
 /// A leaf function may use so many bytes below the stack pointer (System V ABI).
 const RED_ZONE: i32 = 128;
+/// A count that is merged, and of one.
+pub const LAST: u64 = 7;
 /// Most bytes of a trampoline.
 pub const LARGEST: usize = 320;
 /// x87, SSE, AVX, and the three of AVX-512: what compilers use without being told.
@@ -52,6 +58,8 @@ pub struct Context {
     pub increment: usize,
     /// Counts one less, as C calls it.
     pub decrement: usize,
+    /// Takes the reference to the object in its argument in, as C calls it; true if it has.
+    pub take_in: usize,
     /// What `xsave` needs: see [`vector_bytes`].
     pub vector_bytes: usize,
 }
@@ -253,8 +261,15 @@ fn find_buffer(
 #[derive(Clone, Debug)]
 pub struct Template {
     code: Vec<u8>,
-    /// Where in it distances of four bytes are, and whether to the slow way or back.
-    distances: Vec<(usize, bool)>,
+    /// Where in it distances of four bytes are, and to what.
+    distances: Vec<(usize, Target)>,
+}
+
+/// Where a trampoline goes.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Back,
+    Slow,
 }
 
 /// What two sites have in common if their code is the same.
@@ -292,6 +307,7 @@ impl Template {
         match shape.form {
             Form::Add { object } => add(&mut a, &shape.loan, gpr(object), context, SLOW, BACK)?,
             Form::Swap { operand, new } => swap(&mut a, &shape.loan, operand, gpr(new), context, BACK)?,
+            Form::Drop { operand, new } => take(&mut a, &shape.loan, operand, gpr(new), context, SLOW, BACK)?,
         }
         let mut written = a.assemble_options(AT, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
         let code = std::mem::take(&mut written.inner.code_buffer);
@@ -300,8 +316,8 @@ impl Template {
         let distances = a.instructions().iter().zip(ends).filter_map(|(instruction, end)| {
             let is_jump = matches!(instruction.op_kind(0), OpKind::NearBranch64);
             match instruction.near_branch_target() {
-                BACK if is_jump => Some((end - 4, false)),
-                SLOW if is_jump => Some((end - 4, true)),
+                BACK if is_jump => Some((end - 4, Target::Back)),
+                SLOW if is_jump => Some((end - 4, Target::Slow)),
                 _ => None,
             }
         });
@@ -312,8 +328,11 @@ impl Template {
     /// Its bytes at an address, from where both others are within 2 GiB.
     pub fn place(&self, at: usize, slow: usize, back: usize) -> Vec<u8> {
         let mut code = self.code.clone();
-        for &(offset, is_slow) in &self.distances {
-            let target = if is_slow { slow } else { back };
+        for &(offset, target) in &self.distances {
+            let target = match target {
+                Target::Back => back,
+                Target::Slow => slow,
+            };
             let distance = target.wrapping_sub(at + offset + 4) as i32;
             code[offset..offset + 4].copy_from_slice(&distance.to_le_bytes());
         }
@@ -321,7 +340,7 @@ impl Template {
     }
 }
 
-/// The code for a site. `slow` is where [`slow_way`] has been put.
+/// The code for a site. `slow` is where its [`slow_way`] has been put, if it has one.
 ///
 /// # Errors
 ///
@@ -401,7 +420,7 @@ fn swap(
     a.cmp(buffer, rax)?;
     a.jne(itself)?;
     // Merged, with a count of one: the code behind takes the object for dead.
-    a.cmp(rax, 7)?;
+    a.cmp(rax, LAST as i32)?;
     a.je(itself)?;
     find_buffer(a, context, buffer, itself)?;
     find_slot(a, layout, object, buffer, slot, itself)?;
@@ -413,6 +432,59 @@ fn swap(
     leave(a, layout, buffer)?;
     a.set_label(&mut itself)?;
     loan.give_back(a)?;
+    a.lock().cmpxchg(qword_ptr_of(operand), new)?;
+    a.jmp(back)
+}
+
+/// A swap that takes a reference off: see `Form::Drop`.
+fn take(
+    a: &mut CodeAssembler,
+    loan: &Loan,
+    operand: Operand,
+    new: AsmRegister64,
+    context: &Context,
+    slow: u64,
+    back: u64,
+) -> Result<(), IcedError> {
+    let layout = &context.buffer;
+    let [object, buffer, slot] = [0, 1, 2].map(|number| gpr(loan.scratch[number]));
+    let (mut shut, mut missed) = (a.create_label(), a.create_label());
+    let (mut aside, mut itself) = (a.create_label(), a.create_label());
+    // Merged, with a count of one: the code behind takes the object for dead.
+    a.cmp(rax, LAST as i32)?;
+    a.je(itself)?;
+    loan.take(a)?;
+    a.lea(object, place(operand) - SHARED as i32)?;
+    find_buffer(a, context, buffer, aside)?;
+    find_slot(a, layout, object, buffer, slot, missed)?;
+    enter(a, layout, buffer, shut)?;
+    refund(a, layout, slot, shut)?;
+    leave(a, layout, buffer)?;
+    loan.give_back(a)?;
+    // Zero set, and the rest as a swap of equals leaves it.
+    a.cmp(rax, rax)?;
+    a.jmp(back)?;
+
+    a.set_label(&mut shut)?;
+    leave(a, layout, buffer)?;
+    a.set_label(&mut missed)?;
+    let steps_over = loan.saved.is_empty() && loan.red_zone;
+    if steps_over {
+        a.lea(rsp, ptr(rsp - RED_ZONE))?;
+    }
+    a.push(object)?;
+    a.call(slow)?;
+    a.lea(rsp, ptr(rsp + 8 + if steps_over { RED_ZONE } else { 0 }))?;
+    loan.give_back(a)?;
+    a.jne(itself)?;
+    a.cmp(rax, rax)?;
+    a.jmp(back)?;
+
+    a.set_label(&mut aside)?;
+    loan.give_back(a)?;
+    // An instruction has one label, and there may be none to give back.
+    a.zero_bytes()?;
+    a.set_label(&mut itself)?;
     a.lock().cmpxchg(qword_ptr_of(operand), new)?;
     a.jmp(back)
 }
@@ -462,20 +534,20 @@ pub fn original(entry: &Entry, at: usize) -> Result<Vec<u8>, IcedError> {
     a.assemble(at as u64)
 }
 
-/// The slow way of an add: calls `context.increment` with what was pushed before the
-/// call, and keeps everything, vector registers included.
+/// A slow way: calls `function` with what was pushed before the call, and keeps everything,
+/// vector registers included. The zero flag says whether the function returned true.
 ///
 /// # Errors
 ///
 /// Where an instruction cannot be written: a bug.
-pub fn slow_way(context: &Context, at: usize) -> Result<Vec<u8>, IcedError> {
+pub fn slow_way(function: usize, vector_bytes: usize, at: usize) -> Result<Vec<u8>, IcedError> {
     const KEPT: [AsmRegister64; 9] = [rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11];
     let mut a = CodeAssembler::new(64)?;
     a.push(rbp)?;
     a.mov(rbp, rsp)?;
     KEPT.iter().try_for_each(|&register| a.push(register))?;
     a.mov(rdi, qword_ptr(rbp + 16))?;
-    a.sub(rsp, context.vector_bytes as i32)?;
+    a.sub(rsp, vector_bytes as i32)?;
     a.and(rsp, -64)?;
     // xsave adds to the header, xrstor wants the rest of it to be zero.
     a.xor(eax, eax)?;
@@ -484,10 +556,12 @@ pub fn slow_way(context: &Context, at: usize) -> Result<Vec<u8>, IcedError> {
     a.xor(edx, edx)?;
     a.xsave(ptr(rsp))?;
     a.cld()?;
-    a.mov(rax, context.increment as u64)?;
+    a.mov(rax, function as u64)?;
     a.call(rax)?;
+    // Nothing from here on changes flags.
+    a.cmp(al, 1)?;
     a.mov(eax, VECTOR_STATE)?;
-    a.xor(edx, edx)?;
+    a.mov(edx, 0)?;
     a.xrstor(ptr(rsp))?;
     a.lea(rsp, ptr(rbp - 8 * KEPT.len() as i32))?;
     KEPT.iter().rev().try_for_each(|&register| a.pop(register))?;

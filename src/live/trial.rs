@@ -74,12 +74,20 @@ struct Ground {
     junk: Vectors,
     calls: u64,
     argument: u64,
+    /// What the stand-in for taking in returns.
+    answer: u64,
     call_flags: u64,
     call_stack: u64,
     head: [u64; HEAD],
     slots: [u8; PAIRS * 2 * SLOT],
     /// An object, and what surrounds it.
     object: [u64; 8],
+    stack: Stack,
+}
+
+/// Aligned as stacks are where functions are called.
+#[repr(C, align(64))]
+struct Stack {
     below: [u8; BELOW],
     red_zone: [u8; 128],
     above: [u8; ABOVE],
@@ -123,6 +131,7 @@ pub struct Trial {
     harness: usize,
     exit: usize,
     slow: usize,
+    slow_take_in: usize,
     stand_in: usize,
     used: usize,
     sealed: bool,
@@ -145,18 +154,32 @@ impl Trial {
         let mut code = Pages::near(near..near + 1, 4 * page())?;
         let start = code.start();
         let (harness, exit) = (start, start + page());
-        let (stand_in, slow) = (start + 2 * page(), start + 2 * page() + 1024);
-        let context = Context { increment: stand_in, decrement: stand_in, ..*context };
+        let [stand_in, taker, slow, slow_take_in] = [0, 512, 1024, 1536].map(|offset| start + 2 * page() + offset);
+        let context = Context { increment: stand_in, decrement: stand_in, take_in: taker, ..*context };
+        let vectors = context.vector_bytes;
         let here = ground.start() as u64;
         for (place, bytes) in [
             (harness, write_harness(here, harness as u64)),
             (exit, write_exit(here, exit as u64)),
-            (stand_in, write_stand_in(here, stand_in as u64)),
-            (slow, trampoline::slow_way(&context, slow)),
+            (stand_in, write_stand_in(here, stand_in as u64, true)),
+            (taker, write_stand_in(here, taker as u64, false)),
+            (slow, trampoline::slow_way(stand_in, vectors, slow)),
+            (slow_take_in, trampoline::slow_way(taker, vectors, slow_take_in)),
         ] {
             code.write(place - start, &bytes.map_err(broken)?);
         }
-        let mut trial = Trial { code, ground, harness, exit, slow, stand_in, used: 3 * page(), sealed: false, context };
+        let mut trial = Trial {
+            code,
+            ground,
+            harness,
+            exit,
+            slow,
+            slow_take_in,
+            stand_in,
+            used: 3 * page(),
+            sealed: false,
+            context,
+        };
         trial.ground().junk = Vectors::filled(0xB5);
         trial.ground().vectors = Vectors::filled(0x11);
         Ok(trial)
@@ -170,6 +193,17 @@ impl Trial {
     /// Where the slow way of an add is.
     pub fn slow_way(&self) -> usize {
         self.slow
+    }
+
+    /// Where that of a drop is.
+    pub fn slow_take_in(&self) -> usize {
+        self.slow_take_in
+    }
+
+    /// What the stand-in for taking in does from now on: take in, or refuse.
+    pub fn set_takes_in(&mut self, takes_in: bool) {
+        // Only the lowest byte is a bool's.
+        self.ground().answer = 0xDEAD_BEEF_DEAD_BE00 | u64::from(takes_in);
     }
 
     /// Where code has to go to in the end.
@@ -246,13 +280,13 @@ impl Trial {
         let (harness, word) = (self.harness, self.context.word);
         let seed = before.registers[0] ^ before.flags;
         let ground = self.ground();
-        ground.red_zone = pattern(seed);
-        ground.above = pattern(!seed);
+        ground.stack.red_zone = pattern(seed);
+        ground.stack.above = pattern(!seed);
         // Functions are entered 8 bytes off a multiple of 16, where the way back is.
         if returns {
-            ground.above[8..16].copy_from_slice(&exit.to_le_bytes());
+            ground.stack.above[8..16].copy_from_slice(&exit.to_le_bytes());
         }
-        let stack = ground.above.as_ptr() as u64 + if returns { 8 } else { 0 };
+        let stack = ground.stack.above.as_ptr() as u64 + if returns { 8 } else { 0 };
         ground.object = [AROUND; 8];
         ground.object[SHARED as usize / 8] = shared;
         ground.before = before;
@@ -280,11 +314,11 @@ impl Trial {
             damage.push(VECTORS);
         }
         let above: [u8; ABOVE] = pattern(!seed);
-        let caller = (stack_after - ground.above.as_ptr() as u64) as usize;
-        if ground.above[caller..] != above[caller..] {
+        let caller = (stack_after - ground.stack.above.as_ptr() as u64) as usize;
+        if ground.stack.above[caller..] != above[caller..] {
             damage.push("the stack above its end");
         }
-        if ground.red_zone != pattern(seed) {
+        if ground.stack.red_zone != pattern(seed) {
             damage.push(RED_ZONE);
         }
         let around = |(index, &word): (usize, &u64)| index == SHARED as usize / 8 || word == AROUND;
@@ -480,15 +514,18 @@ fn write_exit(ground: u64, place: u64) -> Result<Vec<u8>, IcedError> {
     a.assemble(place)
 }
 
-/// Counts one more on the object in rdi, notes the call, spoils all it may.
-fn write_stand_in(ground: u64, place: u64) -> Result<Vec<u8>, IcedError> {
+/// Counts one more on the object in rdi or leaves it, notes the call, spoils all it may;
+/// returns the answer.
+fn write_stand_in(ground: u64, place: u64, counts: bool) -> Result<Vec<u8>, IcedError> {
     const JUNK: u64 = 0xDEAD_BEEF_DEAD_BEEF;
     let mut a = CodeAssembler::new(64)?;
     a.mov(field(ground, offset_of!(Ground, call_stack)), rsp)?;
     a.pushfq()?;
     a.pop(field(ground, offset_of!(Ground, call_flags)))?;
     a.mov(field(ground, offset_of!(Ground, argument)), rdi)?;
-    a.lock().add(qword_ptr(rdi + SHARED as i32), ONE as i32)?;
+    if counts {
+        a.lock().add(qword_ptr(rdi + SHARED as i32), ONE as i32)?;
+    }
     a.mov(eax, VECTOR_STATE)?;
     a.xor(edx, edx)?;
     a.xrstor(at(ground + offset_of!(Ground, junk) as u64))?;
@@ -496,8 +533,8 @@ fn write_stand_in(ground: u64, place: u64) -> Result<Vec<u8>, IcedError> {
         a.mov(register, JUNK)?;
     }
     a.add(field(ground, offset_of!(Ground, calls)), 1)?;
-    // All status flags, one after the other way round.
-    a.cmp(rax, 1)?;
+    a.mov(rax, field(ground, offset_of!(Ground, answer)))?;
+    a.cmp(rsp, 1)?;
     a.ret()?;
     a.assemble(place)
 }

@@ -30,6 +30,7 @@ mod here {
         pub(super) path: PathBuf,
         pub(super) adds: usize,
         pub(super) swaps: usize,
+        pub(super) drops: usize,
         pub(super) hooked: bool,
         pub(super) left_alone: Vec<(usize, &'static str)>,
         pub(super) trampoline_bytes: usize,
@@ -84,6 +85,7 @@ fn describe<'py>(py: Python<'py>, report: &here::ImageReport) -> PyResult<Bound<
     dict.set_item("path", report.path.as_os_str())?;
     dict.set_item("adds", report.adds)?;
     dict.set_item("swaps", report.swaps)?;
+    dict.set_item("drops", report.drops)?;
     dict.set_item("hooked", report.hooked)?;
     dict.set_item("left_alone", &report.left_alone)?;
     dict.set_item("trampoline_bytes", report.trampoline_bytes)?;

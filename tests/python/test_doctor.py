@@ -15,13 +15,21 @@ IMAGE = {
     "path": "/there/python",
     "adds": 1500,
     "swaps": 300,
+    "drops": 40,
     "hooked": True,
     "left_alone": [(0x1234, "too short"), (0x5678, "its flags are read")],
     "trampoline_bytes": 70_000,
     "registers_saved": 100,
     "seconds": 0.05,
 }
-EXTENSION = IMAGE | {"path": "/there/extension.so", "adds": 7, "swaps": 0, "hooked": False, "left_alone": []}
+EXTENSION = IMAGE | {
+    "path": "/there/extension.so",
+    "adds": 7,
+    "swaps": 0,
+    "drops": 0,
+    "hooked": False,
+    "left_alone": [],
+}
 GOOD = {
     "obstacle": None,
     "checks": [
@@ -97,7 +105,7 @@ def test_where_all_is_well(here, examine):
         ("room", True),
         ("threads", True),
     ]
-    assert found["sites"]["adds"] == 1507 and found["sites"]["swaps"] == 300
+    assert found["sites"]["adds"] == 1507 and found["sites"]["swaps"] == 300 and found["sites"]["drops"] == 40
     assert found["sites"]["left_alone"] == [
         {"path": "/there/python", "offset": 0x1234, "reason": "too short"},
         {"path": "/there/python", "offset": 0x5678, "reason": "its flags are read"},
@@ -105,7 +113,7 @@ def test_where_all_is_well(here, examine):
     assert [image["path"] for image in found["sites"]["images"]] == ["/there/python", "/there/extension.so"]
     assert text.endswith("\nLive mode can be used here.\n")
     assert "✓ memory" in text and "✗" not in text
-    assert "/there/python: 1500 adds, 300 swaps, the entry of _Py_DecRefShared\n" in text
+    assert "/there/python: 1500 adds, 300 swaps, 40 drops, the entry of _Py_DecRefShared\n" in text
     assert "left alone at 0x1234: too short" in text
 
 
@@ -116,7 +124,7 @@ def test_what_the_native_module_finds_is_the_reason(here, examine):
     assert found["reason"] == "code cannot be changed"
     assert results(found)["system"] is True
     assert results(found)["code"] is results(found)["threads"] is None
-    assert found["sites"] == {"adds": 0, "swaps": 0, "left_alone": [], "images": []}
+    assert found["sites"] == {"adds": 0, "swaps": 0, "drops": 0, "left_alone": [], "images": []}
     assert "✗ memory" in text and "· code" in text
     assert text.endswith("\nLive mode cannot be used here: code cannot be changed.\n")
 
@@ -216,8 +224,8 @@ def test_it_finds_the_sites_that_install_replaces(start):
     said = start("-c", "import json, refbuf; print(json.dumps(refbuf.install(extensions=False).as_dict()))")
     wanted = json.loads(said.out)["images"][0]
     main = next(image for image in found["sites"]["images"] if image["path"] == wanted["path"])
-    assert [main[key] for key in ("adds", "swaps", "left_alone")] == [
-        wanted[key] for key in ("adds", "swaps", "left_alone")
+    assert [main[key] for key in ("adds", "swaps", "drops", "left_alone")] == [
+        wanted[key] for key in ("adds", "swaps", "drops", "left_alone")
     ]
 
 

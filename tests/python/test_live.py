@@ -58,9 +58,9 @@ def test_the_report_says_what_was_done(run_live):
     report = refbuf.install()
     assert refbuf.installed() and refbuf.install() is report
     main, *rest = report.images
-    assert main.adds > 1000 and main.swaps > 100 and main.hooked == ("_Py_DecRefShared",)
+    assert main.adds > 1000 and main.swaps > 100 and main.drops > 30 and main.hooked == ("_Py_DecRefShared",)
     assert len(main.left_alone) < 10, main.left_alone
-    assert report.sites == sum(image.adds + image.swaps for image in report.images)
+    assert report.sites == sum(image.adds + image.swaps + image.drops for image in report.images)
     assert json.loads(json.dumps(report.as_dict()))["sites"] == report.sites
     assert str(report.sites) in repr(report)
     """)

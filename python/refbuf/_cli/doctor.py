@@ -28,7 +28,7 @@ EPILOG = """The object that --json prints:
                profile-guided optimization, or null where nobody knows
   checks       in order: name; ok: true, false, or null for one that was not made, or
                that can say nothing against live mode; detail: a sentence
-  sites        adds, swaps: how many instructions of each form are replaced;
+  sites        adds, swaps, drops: how many instructions of each form are replaced;
                left_alone: path, offset and reason of each that is not;
                images: the same for each loaded file, as refbuf.install() reports it
 
@@ -176,6 +176,7 @@ def _sites(images: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "adds": sum(image["adds"] for image in images),
         "swaps": sum(image["swaps"] for image in images),
+        "drops": sum(image["drops"] for image in images),
         "left_alone": [
             {"path": image["path"], "offset": offset, "reason": reason}
             for image in images
@@ -196,7 +197,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {marks[check['ok']]} {check['name']:<{width}}  {check['detail']}"
     for image in found["sites"]["images"]:
         hooked = ", the entry of _Py_DecRefShared" if image["hooked"] else ""
-        yield f"{image['path']}: {image['adds']} adds, {image['swaps']} swaps{hooked}"
+        yield f"{image['path']}: {image['adds']} adds, {image['swaps']} swaps, {image['drops']} drops{hooked}"
         for offset, reason in image["left_alone"]:
             yield f"  left alone at {offset:#x}: {reason}"
     if found["ok"]:

@@ -25,9 +25,9 @@ pub(crate) use self::hooks::{flush, flush_all};
 pub(crate) use self::object::{count_many, is_immortal, is_made_here, release_one, share_one, take_many};
 #[cfg(feature = "live")]
 pub(crate) use self::object::{release_address, release_foreign, set_original_release};
-#[cfg(feature = "live")]
-pub(crate) use self::thread::dec_ref_missed_anywhere;
 pub(crate) use self::thread::{count_once, dec_ref, dec_ref_missed, inc_ref, inc_ref_missed};
+#[cfg(feature = "live")]
+pub(crate) use self::thread::{dec_ref_missed_anywhere, take_in};
 
 /// Whether attached threads buffer on this build.
 pub(crate) const BUFFERED: bool = true;

@@ -253,15 +253,30 @@ pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
 ///
 /// As for `dec_ref_missed`.
 pub(crate) unsafe fn dec_ref_missed_anywhere(op: *mut PyObject) {
+    // SAFETY: the caller's promises; the reference is still the caller's where it was not
+    // taken in.
+    unsafe {
+        if !take_in(op) {
+            release_foreign(op);
+        }
+    }
+}
+
+/// A decrement of a foreign object that the inline path could not serve, if the reference
+/// can become a credit; otherwise nothing, and false.
+///
+/// # Safety
+///
+/// As for `dec_ref_missed`.
+pub(crate) unsafe fn take_in(op: *mut PyObject) -> bool {
     if let Some(handle) = current() {
         // SAFETY: the buffer is this thread's.
         if unsafe { handle.as_ref() }.denies(op as usize) {
-            // SAFETY: the caller's promises.
-            return unsafe { release_foreign(op) };
+            return false;
         }
     }
     // SAFETY: the caller's promises.
-    unsafe { dec_ref_slow(op) }
+    unsafe { take_in_slow(op) }
 }
 
 /// # Safety
@@ -269,18 +284,17 @@ pub(crate) unsafe fn dec_ref_missed_anywhere(op: *mut PyObject) {
 /// As for `dec_ref_missed`.
 #[cold]
 #[inline(never)]
-unsafe fn dec_ref_slow(op: *mut PyObject) {
-    let Some(handle) = current_or_new(Registry::register) else {
-        // SAFETY: the caller's promises.
-        return unsafe { release_foreign(op) };
-    };
+unsafe fn take_in_slow(op: *mut PyObject) -> bool {
+    let Some(handle) = current_or_new(Registry::register) else { return false };
     BUFFERS.start_settler(Settler);
     // SAFETY: the caller's promises; the buffer is this thread's.
     match unsafe { handle.as_ref().decrement_missed::<PyCell>(op as usize, admit) } {
-        Outcome::Hit => {}
-        Outcome::Installed => BUFFERS.wake_if_idle(),
-        // SAFETY: the reference is still the caller's, who gives it up.
-        Outcome::Passed => unsafe { release_foreign(op) },
+        Outcome::Hit => true,
+        Outcome::Installed => {
+            BUFFERS.wake_if_idle();
+            true
+        }
+        Outcome::Passed => false,
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::ptr;
 
 use iced_x86::code_asm::{
-    dword_ptr, ptr as at, qword_ptr, r12, r8, r9b, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, CodeAssembler,
+    dword_ptr, eax, ptr as at, qword_ptr, r12, r8, r9b, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, CodeAssembler,
 };
 use iced_x86::IcedError;
 
@@ -14,7 +14,7 @@ use super::{context, here, WORD};
 use crate::live::image::Image;
 use crate::live::memory::Pages;
 use crate::live::patch::Patch;
-use crate::live::plan::{plan_functions, Plan, JUMP};
+use crate::live::plan::{plan_functions, Form, Plan, Site, JUMP};
 use crate::live::trampoline::Context;
 
 /// An object: its shared count is the third word.
@@ -33,12 +33,20 @@ struct Buffer {
 
 thread_local! {
     static SLOW: Cell<usize> = const { Cell::new(0) };
+    static TAKES_IN: Cell<usize> = const { Cell::new(0) };
 }
 
 unsafe extern "C" fn increment(object: *mut Object) {
     SLOW.set(SLOW.get() + 1);
     // SAFETY: the tests' own object.
     unsafe { (*object)[SHARED] += 4 };
+}
+
+unsafe extern "C" fn take_in(_object: *mut Object) -> bool {
+    SLOW.set(SLOW.get() + 1);
+    let left = TAKES_IN.get();
+    TAKES_IN.set(left.saturating_sub(1));
+    left > 0
 }
 
 unsafe extern "C" fn decrement(object: *mut Object) {
@@ -51,6 +59,7 @@ fn helped() -> Context {
     Context {
         increment: increment as unsafe extern "C" fn(*mut Object) as usize,
         decrement: decrement as unsafe extern "C" fn(*mut Object) as usize,
+        take_in: take_in as unsafe extern "C" fn(*mut Object) -> bool as usize,
         ..context()
     }
 }
@@ -224,6 +233,101 @@ fn the_last_reference_is_dropped_by_the_code_itself() {
         fixture.call(0, [address, 7, 3]);
     });
     assert_eq!((left, object[SHARED]), (2, 3));
+}
+
+/// As gcc has the middle of `_Py_DecRefShared`; rdi is the object, and what is returned
+/// says whether it is dead.
+fn drops(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut again, mut queue, mut end) = (a.create_label(), a.create_label(), a.create_label());
+    a.lea(rdx, at(rdi + 16))?;
+    a.mov(rax, qword_ptr(rdi + 16))?;
+    a.set_label(&mut again)?;
+    a.cmp(rax, 1)?;
+    a.jbe(queue)?;
+    a.lea(rcx, at(rax - 4))?;
+    a.lock().cmpxchg(qword_ptr(rdx), rcx)?;
+    a.jne(again)?;
+    a.cmp(rcx, 3)?;
+    a.jne(end)?;
+    a.mov(rax, u64::MAX)?;
+    a.ret()?;
+    a.set_label(&mut queue)?;
+    a.mov(rax, 1u64)?;
+    a.ret()?;
+    a.set_label(&mut end)?;
+    a.xor(eax, eax)?;
+    a.ret()
+}
+
+#[test]
+fn a_drop_brings_an_object_into_the_table_and_credits_back() {
+    let fixture = Fixture::new(&[drops]);
+    let plan = fixture.plan(0).unwrap();
+    assert!(matches!(plan.sites[..], [Site { form: Form::Drop { .. }, .. }]), "{:?}", plan.sites);
+    let mut object = [0, 0, 5 << 2 | 3, 0];
+    let address = ptr::from_mut(&mut object) as u64;
+    let left = fixture.patched(0, &mut object, 2, |fixture| {
+        assert_eq!(fixture.call(0, [address, 0, 0]), 0);
+    });
+    assert_eq!((left, object[SHARED], SLOW.get()), (3, 5 << 2 | 3, 0), "from the table");
+    // Without credits: the slow way takes one reference in, and then no more.
+    TAKES_IN.set(1);
+    let left = fixture.patched(0, &mut object, 0, |fixture| {
+        assert_eq!(fixture.call(0, [address, 0, 0]), 0);
+        assert_eq!(fixture.call(0, [address, 0, 0]), 0);
+    });
+    assert_eq!((left, object[SHARED], SLOW.get()), (0, 4 << 2 | 3, 2));
+    // The last one, whatever the table has.
+    object[SHARED] = 7;
+    let left = fixture.patched(0, &mut object, 2, |fixture| {
+        assert_eq!(fixture.call(0, [address, 0, 0]), u64::MAX);
+    });
+    assert_eq!((left, object[SHARED], SLOW.get()), (2, 3, 2));
+    // Nothing to take off: to be queued, which is another swap.
+    object[SHARED] = 1;
+    fixture.patched(0, &mut object, 2, |fixture| assert_eq!(fixture.call(0, [address, 0, 0]), 1));
+}
+
+#[test]
+fn what_is_not_all_of_a_drop_is_a_swap() {
+    let nearly: [Write; 3] = [
+        // Readers of a lock: more than one, four less, none left.
+        |a| {
+            let (mut again, mut end) = (a.create_label(), a.create_label());
+            a.set_label(&mut again)?;
+            a.cmp(rax, 1)?;
+            a.jbe(end)?;
+            a.lea(rcx, at(rax - 4))?;
+            a.lock().cmpxchg(qword_ptr(rdi), rcx)?;
+            a.jne(again)?;
+            a.cmp(rcx, 3)?;
+            a.jbe(again)?;
+            a.set_label(&mut end)?;
+            a.ret()
+        },
+        |a| {
+            let (mut again, mut end) = (a.create_label(), a.create_label());
+            a.set_label(&mut again)?;
+            a.cmp(rax, 1)?;
+            a.jbe(end)?;
+            a.lea(rcx, at(rax - 8))?;
+            a.lock().cmpxchg(qword_ptr(rdi), rcx)?;
+            a.jne(again)?;
+            a.cmp(rcx, 3)?;
+            a.jne(again)?;
+            a.set_label(&mut end)?;
+            a.ret()
+        },
+        |a| {
+            a.lea(rcx, at(rax - 4))?;
+            a.lock().cmpxchg(qword_ptr(rdi), rcx)?;
+            a.ret()
+        },
+    ];
+    for write in nearly {
+        let plan = Fixture::new(&[write]).plan(0).unwrap();
+        assert!(matches!(plan.sites[..], [Site { form: Form::Swap { .. }, .. }]), "{:?}", plan.sites);
+    }
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn context() -> Context {
         buffer: LAYOUT,
         increment: 0,
         decrement: 0,
+        take_in: 0,
         vector_bytes: super::trampoline::vector_bytes(),
     }
 }

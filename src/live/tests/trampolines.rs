@@ -30,6 +30,7 @@ fn form() -> impl Strategy<Value = Form> {
     prop_oneof![
         register().prop_map(|object| Form::Add { object }),
         (operand(), register()).prop_map(|(operand, new)| Form::Swap { operand, new }),
+        (operand(), register()).prop_map(|(operand, new)| Form::Drop { operand, new }),
     ]
 }
 
@@ -46,7 +47,7 @@ fn free() -> impl Strategy<Value = Registers> {
 
 fn site() -> impl Strategy<Value = Site> {
     (form(), free(), any::<bool>()).prop_map(|(form, free, red_zone)| {
-        let flags = matches!(form, Form::Swap { .. });
+        let flags = !matches!(form, Form::Add { .. });
         Site { address: 0, length: 6, form, needs: Needs { free, flags }, red_zone }
     })
 }
