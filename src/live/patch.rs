@@ -23,8 +23,9 @@ use super::memory::{page, pages_of, protect, Pages};
 use super::plan::{Form, Plan, JUMP};
 use super::trampoline::{self, Context, Shape, Template};
 
-/// Alignment of trampolines.
-const ALIGN: usize = 16;
+/// Alignment of trampolines: that of cache lines, so that what a hit runs lies in two. With
+/// 16 bytes, workloads of many counts were a tenth slower.
+const ALIGN: usize = 64;
 
 /// Bytes to be changed.
 #[derive(Clone, Debug)]

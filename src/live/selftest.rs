@@ -227,7 +227,7 @@ impl Try<'_> {
             return Err(format!("the slow way was called {} times", got.calls));
         }
         self.same(&expected, &got, self.site.needs.flags, &words_after(&self.context, &table, way, true))?;
-        skipped(&got, table.skip - 1)
+        skipped(&got, counted_down(&table))
     }
 
     fn swap(
@@ -265,7 +265,7 @@ impl Try<'_> {
             return Err("a slow way was called".into());
         }
         self.same(&expected, &got, true, &words_after(&self.context, &table, way, takes))?;
-        skipped(&got, if counts { table.skip - 1 } else { table.skip })
+        skipped(&got, if counts { counted_down(&table) } else { table.skip })
     }
 
     fn take(
@@ -301,7 +301,7 @@ impl Try<'_> {
             return Err(format!("the slow way was called {} times", got.calls));
         }
         self.same(&expected, &got, true, &words_after(&self.context, &table, way, false))?;
-        skipped(&got, if old == LAST { table.skip } else { table.skip - 1 })
+        skipped(&got, if old == LAST { table.skip } else { counted_down(&table) })
     }
 
     /// Sets the registers of the address so that it is the object's count; says whether
@@ -371,6 +371,11 @@ fn common(got: &Outcome, words: &[u64; 2], red_zone: bool) -> Result<(), Finding
     Ok(())
 }
 
+/// Operations to stand aside that are left after one that does.
+fn counted_down(table: &Table) -> i64 {
+    table.skip - i64::from(table.skip > 0)
+}
+
 fn skipped(got: &Outcome, right: i64) -> Result<(), Finding> {
     if got.skip != right {
         return Err(format!("{} operations are left to stand aside where {right} are right", got.skip));
@@ -411,7 +416,7 @@ pub fn check_entry(trial: &mut Trial, chance: &mut Chance) -> io::Result<Result<
                 return Err(format!("{register:?} has changed"));
             }
             common(&got, &words_after(&context, &table, way, false), false)?;
-            skipped(&got, table.skip - 1)
+            skipped(&got, counted_down(&table))
         })();
         if let Err(what) = found {
             return Ok(Err(format!("{what}; _Py_DecRefShared, {table:?}")));

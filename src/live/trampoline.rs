@@ -245,7 +245,9 @@ fn refund(a: &mut CodeAssembler, layout: &BufferLayout, slot: AsmRegister64, non
     a.add(qword_ptr(slot + layout.slot_word), layout.refund)
 }
 
-/// The thread's buffer; goes to `aside` where it stands aside.
+/// The thread's buffer; goes to `aside` where it stands aside, which counts down there: see
+/// [`stand_aside`]. Not as refbuf.h does, which counts in any case: operations that the table
+/// serves would wait for each other's count.
 fn find_buffer(
     a: &mut CodeAssembler,
     context: &Context,
@@ -253,8 +255,13 @@ fn find_buffer(
     aside: CodeLabel,
 ) -> Result<(), IcedError> {
     a.mov(buffer, qword_ptr(context.word as u64).fs())?;
-    a.sub(qword_ptr(buffer + context.buffer.skip), 1)?;
-    a.jns(aside)
+    a.cmp(qword_ptr(buffer + context.buffer.skip), 0)?;
+    a.jg(aside)
+}
+
+/// One operation less to stand aside.
+fn stand_aside(a: &mut CodeAssembler, layout: &BufferLayout, buffer: AsmRegister64) -> Result<(), IcedError> {
+    a.sub(qword_ptr(buffer + layout.skip), 1)
 }
 
 /// The code for all sites of a shape: that of one, but for where it goes in the end.
@@ -382,6 +389,7 @@ fn add(
     a.jmp(back)?;
 
     a.set_label(&mut aside)?;
+    stand_aside(a, layout, buffer)?;
     loan.give_back(a)?;
     a.lock().add(qword_ptr(object + SHARED as i32), ONE as i32)?;
     a.jmp(back)
@@ -398,13 +406,13 @@ fn swap(
     let layout = &context.buffer;
     let [object, buffer, slot] = [0, 1, 2].map(|number| gpr(loan.scratch[number]));
     let (mut not_one_more, mut swapped) = (a.create_label(), a.create_label());
-    let (mut shut, mut itself) = (a.create_label(), a.create_label());
+    let (mut shut, mut aside, mut itself) = (a.create_label(), a.create_label(), a.create_label());
     loan.take(a)?;
     a.lea(object, place(operand) - SHARED as i32)?;
     a.lea(buffer, ptr(new - ONE as i32))?;
     a.cmp(buffer, rax)?;
     a.jne(not_one_more)?;
-    find_buffer(a, context, buffer, itself)?;
+    find_buffer(a, context, buffer, aside)?;
     find_slot(a, layout, object, buffer, slot, itself)?;
     enter(a, layout, buffer, shut)?;
     spend(a, layout, slot, shut)?;
@@ -422,12 +430,15 @@ fn swap(
     // Merged, with a count of one: the code behind takes the object for dead.
     a.cmp(rax, LAST as i32)?;
     a.je(itself)?;
-    find_buffer(a, context, buffer, itself)?;
+    find_buffer(a, context, buffer, aside)?;
     find_slot(a, layout, object, buffer, slot, itself)?;
     enter(a, layout, buffer, shut)?;
     refund(a, layout, slot, shut)?;
     a.jmp(swapped)?;
 
+    a.set_label(&mut aside)?;
+    stand_aside(a, layout, buffer)?;
+    a.jmp(itself)?;
     a.set_label(&mut shut)?;
     leave(a, layout, buffer)?;
     a.set_label(&mut itself)?;
@@ -481,6 +492,7 @@ fn take(
     a.jmp(back)?;
 
     a.set_label(&mut aside)?;
+    stand_aside(a, layout, buffer)?;
     loan.give_back(a)?;
     // An instruction has one label, and there may be none to give back.
     a.zero_bytes()?;
@@ -516,6 +528,7 @@ pub fn for_entry(context: &Context, original: usize, at: usize) -> Result<Vec<u8
     a.mov(rax, context.decrement as u64)?;
     a.jmp(rax)?;
     a.set_label(&mut aside)?;
+    stand_aside(&mut a, layout, rax)?;
     a.jmp(original as u64)?;
     a.assemble(at as u64)
 }
