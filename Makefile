@@ -147,7 +147,7 @@ bench-gil: setup-gil ## The same on the stock python3: threads that hold no GIL,
 	$(say) "build/bench-gil.json and build/bench-gil.png are written"
 
 .PHONY: test
-test: setup test-rust test-loom sanitize test-c test-python-ft test-live test-python-gil test-doc test-examples ## All tests, on both builds
+test: setup test-rust test-loom sanitize test-c test-python-ft test-live test-cpython-sample test-python-gil test-doc test-examples ## All tests, on both builds
 	@$(say) "all tests passed"
 
 # -- the tests, one by one ----------------------------------------------------
@@ -214,10 +214,32 @@ test-python-ft: setup-ft ## The Python tests on the free-threaded build
 FOUNDATION = $(addprefix tests/python/test_,$(addsuffix .py,\
     exact_counts finalized_once finalizers fork gc shutdown subinterpreters))
 
+pytest_live = timeout --kill-after=10 $(TEST_LIMIT) $(1)/bin/python -P -m refbuf run -m pytest --quiet $(PYTEST_ARGS)
+
 .PHONY: test-live
 test-live: setup-ft ## The foundation's tests again, in an interpreter that counts through the buffers
 	@$(say) "pytest of the foundation under live mode"
-	timeout --kill-after=10 $(TEST_LIMIT) $(FT)/bin/python -P -m refbuf run -m pytest --quiet $(PYTEST_ARGS) $(FOUNDATION)
+	$(call pytest_live,$(FT)) $(FOUNDATION)
+
+.PHONY: test-cpython-sample test-cpython
+test-cpython-sample: setup-ft ## Some of CPython's own tests, in an interpreter that counts through the buffers
+	@$(say) "a sample of CPython's own tests under live mode"
+	$(PYTHON) tools/cpython_suite.py $(FT)/bin/python --sample
+
+test-cpython: setup-ft ## All of CPython's own tests under live mode, where they fail also without (hours)
+	@$(say) "CPython's own tests under live mode"
+	$(PYTHON) tools/cpython_suite.py $(FT)/bin/python
+
+LIVE_TESTS = $(addprefix tests/python/test_,$(addsuffix .py,live doctor run_command run_program run_ends))
+
+.PHONY: test-lto
+test-lto: ft-lto ## Live mode's tests, and others' under it, on the build with link-time optimization
+	@$(say) "pytest of live mode on the build with link-time optimization"
+	$(call pytest,$(LTO)) $(LIVE_TESTS)
+	$(say) "pytest of the foundation under live mode on the build with link-time optimization"
+	$(call pytest_live,$(LTO)) $(FOUNDATION)
+	$(say) "a sample of CPython's own tests under live mode on the build with link-time optimization"
+	$(PYTHON) tools/cpython_suite.py $(LTO)/bin/python --sample
 
 .PHONY: test-python-gil
 test-python-gil: setup-gil ## The Python tests on the stock python3

@@ -39,7 +39,7 @@ def run(program, way, threads, seconds):
 
 
 def run_pair(program, threads, seconds, share, tries):
-    """The runs, stock and live, of the first of so many tries in which both got that share; else of the best."""
+    """A run each way, of the first of so many tries in which both got that share, or of the best."""
     pairs = []
     for number in range(tries):
         # Who goes first takes turns.
@@ -55,9 +55,8 @@ def lowest_share(pair):
 
 
 def print_table(pairs, programs, thread_counts):
-    print(
-        f"{'program':<18} {'threads':>7} {'stock':>9} {'live':>9} {'live/stock':>10}   range        processors"
-    )
+    titles = f"{'program':<18} {'threads':>7} {'stock':>9} {'live':>9} {'live/stock':>10}"
+    print(f"{titles}   {'range':<9} processors")
     for program in programs:
         for threads in thread_counts:
             rounds = pairs[program, threads]
@@ -70,7 +69,7 @@ def print_table(pairs, programs, thread_counts):
             ]
             print(
                 f"{program:<18} {threads:>7} {stock:>9,.0f} {live:>9,.0f} {statistics.median(ratios):>10.2f}"
-                f"   {min(ratios):.2f}-{max(ratios):.2f}    {min(map(lowest_share, rounds)):>10.0%}"
+                f"   {min(ratios):.2f}-{max(ratios):.2f} {min(map(lowest_share, rounds)):>10.0%}"
             )
 
 

@@ -1,7 +1,7 @@
 """Serves requests from one dependency container, with modern-di.
 
-The main thread describes how a shop's parts are made of each other. Some are made once, the rest
-whenever they are asked for. A worker thread has the container make a checkout for each request.
+The main thread describes how a shop's parts are made of each other. The worker threads have the container
+make a checkout for each request; prices, taxes and the like are the same objects for all.
 """
 
 import argparse
@@ -19,6 +19,8 @@ class Settings:
     tax_percent: int = 19
     postage: int = 490
     free_from: int = 5_000
+    discount_percent: int = 3
+    discount_from: int = 3_000
 
 
 class Catalogue:
@@ -29,12 +31,12 @@ class Catalogue:
         self.prices = {f"item {number}": chance.randrange(100, 3_000) for number in range(50)}
 
 
-class Taxes:
+class Discounts:
     def __init__(self, settings: Settings) -> None:
-        self.percent = settings.tax_percent
+        self.percent, self.least = settings.discount_percent, settings.discount_from
 
     def on(self, net: int) -> int:
-        return net * self.percent // 100
+        return net * self.percent // 100 if net >= self.least else 0
 
 
 class Postage:
@@ -45,34 +47,45 @@ class Postage:
         return 0 if net >= self.free_from else self.cents
 
 
-class Basket:
-    def __init__(self, catalogue: Catalogue) -> None:
-        self.prices, self.net = catalogue.prices, 0
+class Taxes:
+    def __init__(self, settings: Settings) -> None:
+        self.percent = settings.tax_percent
 
-    def add(self, item: str) -> None:
-        self.net += self.prices[item]
+    def on(self, net: int) -> int:
+        return net * self.percent // 100
+
+
+class Basket:
+    """What goes into a price."""
+
+    def __init__(self, catalogue: Catalogue, discounts: Discounts, postage: Postage) -> None:
+        self.catalogue, self.discounts, self.postage = catalogue, discounts, postage
+
+    def net(self, items: list[str]) -> int:
+        prices = self.catalogue.prices
+        net = sum([prices[item] for item in items])
+        return net - self.discounts.on(net) + self.postage.on(net)
 
 
 class Checkout:
-    """What one request needs."""
+    """What a request needs."""
 
-    def __init__(self, basket: Basket, postage: Postage, taxes: Taxes) -> None:
-        self.basket, self.postage, self.taxes = basket, postage, taxes
+    def __init__(self, basket: Basket, taxes: Taxes) -> None:
+        self.basket, self.taxes = basket, taxes
 
     def total(self, items: list[str]) -> int:
-        for item in items:
-            self.basket.add(item)
-        net = self.basket.net + self.postage.on(self.basket.net)
+        net = self.basket.net(items)
         return net + self.taxes.on(net)
 
 
 class Shop(Group):
-    """How the parts are made."""
+    """How the parts are made: those with a cache once, the others whenever they are asked for."""
 
     settings = providers.Factory(Settings, scope=Scope.APP, cache=True)
     catalogue = providers.Factory(Catalogue, scope=Scope.APP, cache=True)
-    taxes = providers.Factory(Taxes, scope=Scope.APP, cache=True)
+    discounts = providers.Factory(Discounts, scope=Scope.APP, cache=True)
     postage = providers.Factory(Postage, scope=Scope.APP, cache=True)
+    taxes = providers.Factory(Taxes, scope=Scope.APP, cache=True)
     basket = providers.Factory(Basket, scope=Scope.APP)
     checkout = providers.Factory(Checkout, scope=Scope.APP)
 

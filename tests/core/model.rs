@@ -338,6 +338,35 @@ fn an_object_that_only_decrements_brought_in_acquires_when_it_runs_dry() {
 }
 
 #[test]
+fn a_thread_whose_gate_is_shut_does_not_stand_aside() {
+    let registry = Registry::<Cell>::new(Shape::DEFAULT);
+    let freed = Arc::new(Freed::default());
+    let object = Cell::make(1, &freed);
+    let thread = Thread::start(&registry);
+    thread.inc(object);
+    thread.dec(object);
+    // SAFETY: this thread's buffer.
+    let buffer = unsafe { thread.handle.as_ref() };
+    // As a settler does that then gets no processor for long.
+    buffer.gate().revoke();
+    buffer.gate().await_owner();
+    for _ in 0..20_000 {
+        thread.inc(object);
+        thread.dec(object);
+    }
+    assert!(!buffer.skips(), "nothing says that the table does not pay");
+    buffer.gate().restore();
+    let before = registry.summary().totals;
+    thread.inc(object);
+    thread.dec(object);
+    let after = registry.summary().totals;
+    assert_eq!((after.hits() - before.hits(), after.misses - before.misses), (2, 0));
+    thread.flush();
+    thread.dec(object);
+    assert_eq!(freed.count(), 1);
+}
+
+#[test]
 fn a_thread_with_a_parked_release_does_not_stand_aside_before_it_is_done() {
     let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
     let freed = Arc::new(Freed::default());

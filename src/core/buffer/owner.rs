@@ -120,8 +120,11 @@ impl Buffer {
     #[cold]
     #[inline(never)]
     pub unsafe fn increment_missed<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
-        let (mut outcome, mut refused) = (Outcome::Passed, false);
+        // Also by whoever holds the gate: a settler that is kept from its work says nothing
+        // about the table.
+        let (mut outcome, mut refused) = (Outcome::Passed, true);
         if self.gate().enter() {
+            refused = false;
             let admit = || {
                 refused = !admit();
                 !refused
@@ -183,8 +186,9 @@ impl Buffer {
     #[cold]
     #[inline(never)]
     pub unsafe fn decrement_missed<O: Counted>(&self, object: Address, admit: impl FnOnce() -> bool) -> Outcome {
-        let (mut outcome, mut refused) = (Outcome::Passed, false);
+        let (mut outcome, mut refused) = (Outcome::Passed, true);
         if self.gate().enter() {
+            refused = false;
             let admit = || {
                 refused = !admit();
                 !refused
@@ -377,8 +381,8 @@ impl Buffer {
         }
     }
 
-    /// The same; where no credits were to be had at all, as before the settler runs,
-    /// it says nothing about whether the table pays.
+    /// The same; where no credits were to be had at all, as before the settler runs or while
+    /// the gate is shut, it says nothing about whether the table pays.
     fn count_miss_if(&self, refused: bool) {
         if refused {
             self.counters.misses.add(1);
