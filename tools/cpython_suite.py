@@ -199,7 +199,7 @@ class Suite:
             [self.python, "-P", *arguments], env=self.environment, capture_output=True, text=True
         )
         if process.returncode != 0:
-            raise SystemExit(f"{self.python} {arguments[0]} {arguments[1]} failed:\n{process.stderr}")
+            raise SystemExit(f"{self.python}: {process.stderr.strip().rpartition(chr(10))[2]}")
         return process.stdout.strip()
 
 
@@ -304,8 +304,10 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    # As Ctrl-C: the processes have sessions of their own, and do not end with this one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The processes have sessions of their own: they do not end with this one by themselves. And where
+    # it is started with SIGINT ignored, they are not to be: tests wait for KeyboardInterrupt.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     python = shutil.which(options.python)
     if python is None:
         raise SystemExit(f"{options.python} is not an executable.")

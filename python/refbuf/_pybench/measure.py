@@ -2,7 +2,8 @@
 
 Each run is a process of its own, so that nothing is left of the run before. Machines
 change speed while a benchmark runs: so stock and live take turns, and who is first
-alternates over the rounds; a result is the median over the rounds. Where objects lie
+alternates over the rounds; a result is the median over the rounds, and a ratio the
+median of the rounds' ratios, whose runs were near each other in time. Where objects lie
 in memory, which decides what shares a slot, differs in each process.
 
 The cyclic garbage collector stays enabled, as it is in programs.
@@ -239,7 +240,7 @@ def _why(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 def rows(samples: dict[Cell, list[Answer]]) -> list[Row]:
-    """Medians, and their ratios to those of one thread and of stock."""
+    """Medians, and medians of the rounds' ratios to one thread and to stock."""
     throughput = {cell: median(answer.per_second for answer in taken) for cell, taken in samples.items()}
     return [
         Row(
@@ -247,13 +248,18 @@ def rows(samples: dict[Cell, list[Answer]]) -> list[Row]:
             variant=cell.variant,
             threads=cell.threads,
             ns_per_pair=1e9 * cell.threads / throughput[cell],
-            scaling=throughput[cell] / throughput[cell._replace(threads=1)],
+            scaling=_ratio(samples[cell], samples[cell._replace(threads=1)]),
             atomics_per_1000_pairs=_atomics(samples[cell]),
             pairs_per_second=throughput[cell],
-            to_stock=throughput[cell] / throughput[cell._replace(variant=STOCK)],
+            to_stock=_ratio(samples[cell], samples[cell._replace(variant=STOCK)]),
         )
         for cell in sorted(samples, key=_place)
     ]
+
+
+def _ratio(over: list[Answer], under: list[Answer]) -> float:
+    """Of throughputs, round by round."""
+    return median(one.per_second / other.per_second for one, other in zip(over, under, strict=True))
 
 
 def summarize(results: Results, cpus: int) -> Summary:
