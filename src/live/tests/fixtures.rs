@@ -371,7 +371,7 @@ struct Line(Object);
 #[test]
 fn what_is_recorded_is_what_the_code_does() {
     const ZERO: u64 = 1 << 6;
-    let fixture = Fixture::new(&[leaf, swap, drop_reference]);
+    let fixture = Fixture::new(&[leaf, swap, drop_reference, drops]);
     let entry = fixture.functions[2].start;
     let context = Context { purpose: Purpose::Record { note: recorder::note as *const () as usize }, ..context() };
     // Of this thread's making; what is at the others' place is no object, as far as is known.
@@ -388,6 +388,7 @@ fn what_is_recorded_is_what_the_code_does() {
         assert_ne!(fixture.call(1, [other, 40, 44]) & ZERO, 0, "a reader more");
         let bytes = 3 << 56;
         assert_ne!(fixture.call(1, [other + 1, bytes, bytes + 4]) & ZERO, 0, "where no object can be");
+        assert_eq!(fixture.call(3, [address, 0, 0]), 0, "one less, and not the last");
         let turns = |fixture: &Fixture| {
             assert_eq!(fixture.call(2, [address, 0, 0]), address);
             (0..7).for_each(|_| _ = fixture.call(0, [address, 0, 0]));
@@ -396,12 +397,13 @@ fn what_is_recorded_is_what_the_code_does() {
         recorder::close();
         fixture.call(0, [address, 0, 0]);
     });
-    assert_eq!((object[SHARED], lock.0[SHARED]), (52 - 4 + 7 * 4 + 4, 44 + (4 << 8)), "it was counted");
+    assert_eq!((object[SHARED], lock.0[SHARED]), (52 - 2 * 4 + 7 * 4 + 4, 44 + (4 << 8)), "it was counted");
     let trace = Trace::read(&recorder::write(&BTreeMap::new()).unwrap()).unwrap();
     assert_eq!(trace.objects, [trace::Object { address, owner: Some(0), immortal: false }]);
     let [here, there] = &trace.threads[..] else { panic!("{} threads", trace.threads.len()) };
-    assert_eq!(here.events, [Event::Increment(0), Event::Increment(0), Event::Decrement(0)]);
-    assert_eq!(there.events[0], Event::Decrement(0));
+    let (more, less) = (Event::Increment(0), Event::Decrement(0));
+    assert_eq!(here.events, [more, more, less, less]);
+    assert_eq!(there.events[0], less);
     assert_eq!((there.counts(), there.lost), ((5, 1), 2));
     assert!(there.start_ns > here.start_ns && recorder::unseen() == 0);
 }
