@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"refbuf: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        if command == "run":
+        if "refbuf._run.program" in sys.modules:
             raise  # the program's: the process ends as under python
         print("refbuf: interrupted", file=sys.stderr)
         return INTERRUPTED

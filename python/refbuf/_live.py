@@ -108,7 +108,7 @@ def _create_and_patch(spec: Any, *rest: Any) -> Any:
         except UnsupportedError as error:
             import warnings
 
-            warnings.warn(f"refbuf: {error}: its own counts are not buffered", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"refbuf: {error}: its own counts are left alone", RuntimeWarning, stacklevel=2)
     return _create_dynamic(spec, *rest)
 
 
@@ -136,14 +136,29 @@ def install(extensions: bool = True, perf_map: bool = False) -> InstallReport:
     return _report
 
 
+def record(room: int) -> None:
+    """Has it recorded what the interpreter and its extension modules count, up to `room` counts of each
+    thread, from now on; `recorded` ends that. Raises UnsupportedError as `install` does."""
+    _refbuf.live_record(list(loaded_extensions()), room)
+    _imp.create_dynamic = _create_and_patch
+
+
+def recorded(about: dict[str, str]) -> tuple[bytes, int]:
+    """Ends the recording. Returns the trace, and how many counts found no memory of their thread's.
+
+    The interpreter stays patched: other threads may still run. ValueError where no trace has room for it."""
+    return _refbuf.live_recorded(about)
+
+
 def uninstall() -> None:
     """Puts back every byte that was changed. Nothing happens where nothing is installed.
 
     Raises UnsupportedError, and changes nothing, while other Python threads run.
     """
     global _report, _named
-    if installed():
-        _refbuf.live_uninstall()
+    if not installed():
+        return
+    _refbuf.live_uninstall()
     _imp.create_dynamic = _create_dynamic
     _report, _named = None, None
 

@@ -1,9 +1,11 @@
 //! What is installed in this process: plan, verify, apply, revert, for the interpreter and
-//! its extension modules together.
+//! its extension modules together. All of them for one purpose: to count through the
+//! buffers, or to have it recorded what CPython counts.
 //!
 //! Patches are kept once they are made, applied or not: installing again finds them, and
 //! a trampoline stays where it is as long as anybody may know its address.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::ops::Range;
@@ -16,22 +18,25 @@ use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 
 pub(crate) use super::interpreter::obstacle;
-use super::interpreter::{context, entry, increment, quietly, refuse_others};
+use super::interpreter::{context, entry, increment, quietly, refuse_others, to_buffer, to_record};
 
 use super::image::{self, Image};
 use super::memory;
 use super::patch::Patch;
 use super::plan::{self, Form, Plan};
+use super::recorder;
 use super::selftest::{self, Extent};
-use super::trampoline::Shape;
+use super::trampoline::{Purpose, Shape};
 use crate::core::sync::lock;
 use crate::interp;
+use crate::lab::trace;
 
 /// What is or was installed in one image.
 #[derive(Debug)]
 struct Known {
     /// Of the image.
     start: usize,
+    purpose: Purpose,
     patch: Patch,
     report: ImageReport,
     applied: bool,
@@ -53,9 +58,14 @@ pub(crate) struct ImageReport {
     pub(crate) seconds: f64,
 }
 
-/// Whether the interpreter is patched.
+/// What the interpreter is patched for.
+fn applied(known: &[Known]) -> Option<Purpose> {
+    known.iter().find(|known| known.applied).map(|known| known.purpose)
+}
+
+/// Whether the interpreter counts through the buffers.
 pub(crate) fn is_installed() -> bool {
-    lock(&KNOWN).iter().any(|known| known.applied)
+    applied(&lock(&KNOWN)) == Some(to_buffer())
 }
 
 /// An image, and what is to be done to it.
@@ -73,18 +83,19 @@ fn planned(image: Image) -> Result<Planned, String> {
     Ok(Planned { image, plan, seconds: began.elapsed().as_secs_f64() })
 }
 
-fn try_out(planned: &[Planned], extent: Extent) -> Result<usize, String> {
+fn try_out(planned: &[Planned], purpose: Purpose, extent: Extent) -> Result<usize, String> {
     let sites = planned.iter().flat_map(|planned| &planned.plan.sites);
-    selftest::check(&context(), entry(), sites, extent)
+    selftest::check(&context(purpose), entry(), sites, extent)
         .map_err(|what| format!("a trampoline does not do what it should on this machine ({what}): please report this"))
 }
 
-fn prepared(planned: &Planned) -> Result<Known, String> {
+fn prepared(planned: &Planned, purpose: Purpose) -> Result<Known, String> {
+    let context = context(purpose);
     let began = Instant::now();
     let Planned { image, plan, seconds } = planned;
     // SAFETY: extension modules and the interpreter are never unloaded.
     let patch =
-        unsafe { Patch::prepare(image, plan, &context()) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
+        unsafe { Patch::prepare(image, plan, &context) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
     let of_form = |is: fn(&Form) -> bool| plan.sites.iter().filter(|site| is(&site.form)).count();
     let start = image.span().start;
     let report = ImageReport {
@@ -95,10 +106,10 @@ fn prepared(planned: &Planned) -> Result<Known, String> {
         hooked: plan.entry.is_some(),
         left_alone: plan.left_alone.iter().map(|left| (left.address - start, left.reason)).collect(),
         trampoline_bytes: patch.bytes(),
-        pushes: plan.sites.iter().map(|site| Shape::of(site).pushes()).sum(),
+        pushes: plan.sites.iter().map(|site| Shape::of(site, &context).pushes()).sum(),
         seconds: seconds + began.elapsed().as_secs_f64(),
     };
-    Ok(Known { start, patch, report, applied: false })
+    Ok(Known { start, purpose, patch, report, applied: false })
 }
 
 /// Images that are the interpreter's, or among `extensions`, without our own.
@@ -108,29 +119,64 @@ fn chosen(extensions: &[PathBuf]) -> Vec<Image> {
     image::loaded().into_iter().filter(|image| image.holds(entry()) || is_extension(image)).collect()
 }
 
-/// Patches the interpreter and those of `extensions` that are loaded; all or nothing.
+/// Patches the interpreter and those of `extensions` that are loaded, to count through the
+/// buffers; all or nothing.
 ///
 /// # Errors
 ///
 /// One sentence.
 pub(crate) fn install(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
     // A settler that is at work has a thread state: it is asked to end first.
-    quietly(py, || install_quietly(py, extensions))
+    quietly(py, || install_quietly(py, to_buffer(), extensions))
 }
 
-fn install_quietly(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
+/// The same, to record up to `room` counts of each thread, from now on.
+///
+/// # Errors
+///
+/// As for `install`.
+pub(crate) fn record(py: Python<'_>, extensions: &[PathBuf], room: usize) -> Result<Vec<ImageReport>, String> {
+    quietly(py, || {
+        let reports = install_quietly(py, to_record(), extensions)?;
+        if !recorder::open(room) {
+            return Err("a process is recorded once".into());
+        }
+        Ok(reports)
+    })
+}
+
+/// Ends the recording; returns it as a trace's file, and how many counts are in no thread's.
+///
+/// # Errors
+///
+/// Where it does not fit into a trace.
+pub(crate) fn recorded(py: Python<'_>, about: BTreeMap<String, String>) -> Result<(Vec<u8>, u64), trace::Error> {
+    recorder::close();
+    Ok((py.detach(|| recorder::write(&about))?, recorder::unseen()))
+}
+
+fn install_quietly(py: Python<'_>, purpose: Purpose, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
     refuse_others(py, "installing")?;
     let images = chosen(extensions);
     let starts: Vec<usize> = images.iter().map(|image| image.span().start).collect();
     let mut known = lock(&KNOWN);
-    let is_new = |image: &Image| known.iter().all(|known| known.start != image.span().start);
-    let planned = images.into_iter().filter(is_new).map(planned).collect::<Result<Vec<_>, _>>()?;
-    if !planned.is_empty() {
-        try_out(&planned, Extent::Samples)?;
+    match applied(&known) {
+        Some(other) if other != purpose => return Err(in_use(other).into()),
+        _ => {}
     }
-    let new = planned.iter().map(prepared).collect::<Result<Vec<_>, _>>()?;
+    let is_known = |known: &Known, start: usize| known.start == start && known.purpose == purpose;
+    let is_new = |image: &Image| !known.iter().any(|known| is_known(known, image.span().start));
+    let planned = images.into_iter().filter(is_new).map(planned).collect::<Result<Vec<_>, _>>()?;
+    if purpose == to_record() {
+        planned.iter().try_for_each(recordable)?;
+    }
+    if !planned.is_empty() {
+        try_out(&planned, purpose, Extent::Samples)?;
+    }
+    let new = planned.iter().map(|planned| prepared(planned, purpose)).collect::<Result<Vec<_>, _>>()?;
     known.extend(new);
-    let mut wanted: Vec<&mut Known> = known.iter_mut().filter(|known| starts.contains(&known.start)).collect();
+    let is_wanted = |known: &&mut Known| starts.iter().any(|&start| is_known(known, start));
+    let mut wanted: Vec<&mut Known> = known.iter_mut().filter(is_wanted).collect();
     let Some(original) = wanted.iter().find_map(|known| known.patch.original()) else {
         return Err("_Py_DecRefShared is in no loaded file".into());
     };
@@ -150,6 +196,24 @@ fn install_quietly(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<ImageRe
         wanted[index].applied = true;
     }
     Ok(wanted.iter().map(|known| known.report.clone()).collect())
+}
+
+fn in_use(by: Purpose) -> &'static str {
+    match by {
+        Purpose::Buffer { .. } => "the interpreter counts through the buffers: record a process without live mode",
+        Purpose::Record { .. } => "the interpreter's counts are recorded: install live mode in another process",
+    }
+}
+
+/// A function that has another one swap is counted there.
+fn recordable(planned: &Planned) -> Result<(), String> {
+    match &planned.plan.entry {
+        Some(entry) if !entry.swaps => Err(format!(
+            "{}: _Py_DecRefShared does not count by itself: what it counts cannot be recorded",
+            planned.image.path.display()
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn cannot(known: &Known, error: &io::Error) -> String {
@@ -179,7 +243,7 @@ fn examine_all(
         return Err(("system", obstacle));
     }
     checks.push(("system", true, "membarrier and xsave are there".into()));
-    if is_installed() {
+    if applied(&lock(&KNOWN)).is_some() {
         return Err(("code", "it is patched already: examine a process without live mode".into()));
     }
     let images = chosen(extensions);
@@ -193,10 +257,10 @@ fn examine_all(
     let sites: usize = planned.iter().map(|planned| planned.plan.sites.len()).sum();
     let found = format!("{sites} sites in {} files, each decoded; no branch goes into one", planned.len());
     checks.push(("code", true, found));
-    let tried = try_out(&planned, Extent::All).map_err(|what| ("trampolines", what))?;
+    let tried = try_out(&planned, to_buffer(), Extent::All).map_err(|what| ("trampolines", what))?;
     checks.push(("trampolines", true, format!("all {tried} that differ do on scratch objects what they should")));
     for planned in &planned {
-        reports.push(prepared(planned).map_err(|what| ("room", what))?.report);
+        reports.push(prepared(planned, to_buffer()).map_err(|what| ("room", what))?.report);
     }
     checks.push(("room", true, "there is room for them within reach of a jump".into()));
     if let Err(why) = refuse_others(py, "installing") {
@@ -232,14 +296,16 @@ pub(crate) fn install_extension(_py: Python<'_>, path: &Path) -> Result<Option<I
     let Some(image) = chosen(&[path.to_owned()]).into_iter().find(|image| image.path == path) else {
         return Ok(None);
     };
+    let Some(purpose) = applied(&known) else { return Ok(None) };
     let start = image.span().start;
-    if known.iter().all(|known| !known.applied) || known.iter().any(|known| known.start == start && known.applied) {
+    let is_it = |known: &Known| known.start == start && known.purpose == purpose;
+    if known.iter().any(|known| is_it(known) && known.applied) {
         return Ok(None);
     }
-    if known.iter().all(|known| known.start != start) {
-        known.push(prepared(&planned(image)?)?);
+    if !known.iter().any(is_it) {
+        known.push(prepared(&planned(image)?, purpose)?);
     }
-    let Some(new) = known.iter_mut().find(|known| known.start == start) else { return Ok(None) };
+    let Some(new) = known.iter_mut().find(|known| is_it(known)) else { return Ok(None) };
     // SAFETY: nobody has run it yet.
     unsafe { new.patch.apply() }.map_err(|error| cannot(new, &error))?;
     new.applied = true;

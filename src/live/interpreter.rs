@@ -10,15 +10,17 @@ use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
 use super::plan::{ONE, SHARED};
-use super::trampoline::{self, BufferLayout, Context};
+use super::recorder::{self, OWNER};
+use super::trampoline::{self, BufferLayout, Context, Purpose};
 use crate::interp;
 use crate::interp::attachment;
 use crate::interp::bindings::{
     RefBuf_Buffer, RefBuf_Slot, REFBUF_CREDITS, REFBUF_CREDIT_LIMIT, REFBUF_HASH_SHIFT, REFBUF_MIX,
-    REFBUF_OFFSET_SHARED, REFBUF_REFUND,
+    REFBUF_OFFSET_SHARED, REFBUF_OFFSET_TID, REFBUF_REFUND,
 };
 
 const _: () = assert!(REFBUF_OFFSET_SHARED as u64 == SHARED && ONE == 4, "sites count at that place");
+const _: () = assert!(REFBUF_OFFSET_TID as usize == OWNER, "the owner is there");
 const _: () =
     assert!(REFBUF_CREDIT_LIMIT.is_power_of_two() && REFBUF_CREDIT_LIMIT < REFBUF_CREDITS, "one bit says full");
 
@@ -86,16 +88,23 @@ unsafe extern "C" fn decrement(op: *mut PyObject) {
     }
 }
 
-/// What trampolines go by here.
-pub(super) fn context() -> Context {
-    Context {
-        word: interp::tls_offset(),
-        buffer: LAYOUT,
+/// To count through the buffers.
+pub(super) fn to_buffer() -> Purpose {
+    Purpose::Buffer {
         increment: increment as unsafe extern "C" fn(*mut PyObject) as usize,
         decrement: decrement as unsafe extern "C" fn(*mut PyObject) as usize,
         take_in: take_in as unsafe extern "C" fn(*mut PyObject) -> bool as usize,
-        vector_bytes: trampoline::vector_bytes(),
     }
+}
+
+/// To write down what CPython counts.
+pub(super) fn to_record() -> Purpose {
+    Purpose::Record { note: recorder::note as unsafe extern "C" fn(usize) as usize }
+}
+
+/// What trampolines go by here.
+pub(super) fn context(purpose: Purpose) -> Context {
+    Context { word: interp::tls_offset(), buffer: LAYOUT, purpose, vector_bytes: trampoline::vector_bytes() }
 }
 
 /// Why live mode cannot be used here; the interpreter's build apart.

@@ -7,6 +7,7 @@
 //! | [`branches`] | that no branch goes into the middle of a site |
 //! | [`plan`] | which instructions count, and whether each may be replaced |
 //! | [`trampoline`] | the machine code that stands in for them |
+//! | [`recorder`] | what the threads of a program count, written down |
 //! | [`memory`] | pages within reach of a jump |
 //! | [`patch`] | apply, all or nothing, and revert |
 //! | [`trial`] | runs machine code in a machine state of choice |
@@ -22,6 +23,7 @@ pub mod image;
 pub mod memory;
 pub mod patch;
 pub mod plan;
+pub mod recorder;
 pub mod selftest;
 pub mod trampoline;
 pub mod trial;

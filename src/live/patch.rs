@@ -85,11 +85,12 @@ impl Patch {
             changes.push(Change { address, before, after });
         };
         let vectors = context.vector_bytes;
-        let increment = put(&mut pages, &|at| trampoline::slow_way(context.increment, vectors, at))?;
-        let take_in = put(&mut pages, &|at| trampoline::slow_way(context.take_in, vectors, at))?;
+        let [of_drops, of_others] = context.purpose.slow_ways();
+        let of_drops = put(&mut pages, &|at| trampoline::slow_way(of_drops, vectors, at))?;
+        let of_others = put(&mut pages, &|at| trampoline::slow_way(of_others, vectors, at))?;
         let mut templates = HashMap::new();
         for site in &plan.sites {
-            let template = match templates.entry(Shape::of(site)) {
+            let template = match templates.entry(Shape::of(site, context)) {
                 Occupied(known) => known.into_mut(),
                 Vacant(new) => {
                     let template = Template::new(new.key(), context).map_err(broken)?;
@@ -97,14 +98,14 @@ impl Patch {
                 }
             };
             let back = site.address + site.length;
-            let slow = if matches!(site.form, Form::Drop { .. }) { take_in } else { increment };
+            let slow = if matches!(site.form, Form::Drop { .. }) { of_drops } else { of_others };
             let at = put(&mut pages, &|at| Ok(template.place(at, slow, back)))?;
             change(site.address, site.length, at);
         }
         let mut original = None;
         if let Some(entry) = &plan.entry {
             let kept = put(&mut pages, &|at| trampoline::original(entry, at))?;
-            let at = put(&mut pages, &|at| trampoline::for_entry(context, kept, at))?;
+            let at = put(&mut pages, &|at| trampoline::for_entry(context, of_others, kept, at))?;
             change(entry.address, entry.range().len(), at);
             original = Some(kept);
         }

@@ -88,6 +88,8 @@ pub struct Entry {
     pub address: usize,
     /// Its first instructions, long enough for a jump.
     pub head: Vec<Instruction>,
+    /// It swaps by itself, and leaves that to no other function.
+    pub swaps: bool,
 }
 
 /// A site that is not replaced.
@@ -151,7 +153,8 @@ pub unsafe fn plan_functions(image: &Image, functions: &[Range<usize>], entry: u
         targets.add_branches(&instructions);
         decoded.push(function.clone());
         if is_entry {
-            plan.entry = Some(Entry { address: entry, head: head(&instructions)? });
+            let swaps = instructions.iter().any(|instruction| matches!(form(instruction), Some(Ok(Form::Swap { .. }))));
+            plan.entry = Some(Entry { address: entry, head: head(&instructions)?, swaps });
         } else {
             note_sites(&instructions, &mut plan);
         }

@@ -21,6 +21,16 @@
 //! reader-writer lock that counts readers in fours. So a swap serves hits alone, and never
 //! brings an object into the table.
 //!
+//! For recording, a second kind: CPython counts, and somebody is told of it.
+//!
+//! ```text
+//! add     the instruction itself, then the slow way with the object
+//! swap    the instruction itself; succeeded, by old + 4 or old - 4, at a place where
+//!         an object's count may be? then the slow way with that object
+//! drop    the instruction itself; succeeded? then the slow way with the object
+//! entry   the slow way with the object, then the function itself
+//! ```
+//!
 //! Registers that the code behind a site needs are pushed, below the red zone where
 //! the function may have one. Vector registers are touched by the slow way alone, which
 //! keeps them by `xsave`.
@@ -54,14 +64,52 @@ pub struct Context {
     pub word: isize,
     /// In a buffer's head: see include/refbuf_table.h.
     pub buffer: BufferLayout,
-    /// Counts one more on the object in its argument, as C calls it.
-    pub increment: usize,
-    /// Counts one less, as C calls it.
-    pub decrement: usize,
-    /// Takes the reference to the object in its argument in, as C calls it; true if it has.
-    pub take_in: usize,
+    /// What is done at a site, and whom the slow ways call.
+    pub purpose: Purpose,
     /// What `xsave` needs: see [`vector_bytes`].
     pub vector_bytes: usize,
+}
+
+/// What trampolines are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To count through the buffers. All three count on the object in their argument, as C
+    /// calls them.
+    Buffer {
+        /// One more.
+        increment: usize,
+        /// One less.
+        decrement: usize,
+        /// One less if the reference can be taken in; true if it has.
+        take_in: usize,
+    },
+    /// To have what CPython counts written down.
+    Record {
+        /// Is told of a count, as C calls it: the object's address with a [`tag`] in it.
+        note: usize,
+    },
+}
+
+impl Purpose {
+    /// What the slow ways call: that of a drop, and those of all others.
+    pub fn slow_ways(self) -> [usize; 2] {
+        match self {
+            Purpose::Buffer { increment, take_in, .. } => [take_in, increment],
+            Purpose::Record { note } => [note, note],
+        }
+    }
+}
+
+/// What has been counted, in the low bits of an object's address.
+pub mod tag {
+    /// All of them: where an object lies, they are clear.
+    pub const BITS: usize = 7;
+    /// One less; without it, one more.
+    pub const DECREMENT: usize = 1;
+    /// A swap: the address may be no object's, or that of one that is gone.
+    pub const CANDIDATE: usize = 2;
+    /// The object may be gone.
+    pub const GONE: usize = 4;
 }
 
 /// Offsets and masks of include/refbuf_table.h.
@@ -288,8 +336,13 @@ pub struct Shape {
 
 impl Shape {
     /// Of a site.
-    pub fn of(site: &Site) -> Shape {
-        let count = if matches!(site.form, Form::Add { .. }) { 2 } else { 3 };
+    pub fn of(site: &Site, context: &Context) -> Shape {
+        let count = match (context.purpose, site.form) {
+            (Purpose::Buffer { .. }, Form::Add { .. }) => 2,
+            (Purpose::Buffer { .. }, Form::Swap { .. } | Form::Drop { .. }) => 3,
+            (Purpose::Record { .. }, Form::Add { .. }) => 0,
+            (Purpose::Record { .. }, Form::Swap { .. } | Form::Drop { .. }) => 1,
+        };
         Shape { form: site.form, loan: Loan::new(site, count) }
     }
 
@@ -311,8 +364,14 @@ impl Template {
         const BACK: u64 = AT + (1 << 30);
         const SLOW: u64 = AT + (1 << 29);
         let mut a = CodeAssembler::new(64)?;
+        let records = matches!(context.purpose, Purpose::Record { .. });
         match shape.form {
+            Form::Add { object } if records => add_and_tell(&mut a, &shape.loan, gpr(object), SLOW, BACK)?,
             Form::Add { object } => add(&mut a, &shape.loan, gpr(object), context, SLOW, BACK)?,
+            Form::Swap { operand, new } | Form::Drop { operand, new } if records => {
+                let is_drop = matches!(shape.form, Form::Drop { .. });
+                swap_and_tell(&mut a, &shape.loan, operand, gpr(new), is_drop, SLOW, BACK)?;
+            }
             Form::Swap { operand, new } => swap(&mut a, &shape.loan, operand, gpr(new), context, BACK)?,
             Form::Drop { operand, new } => take(&mut a, &shape.loan, operand, gpr(new), context, SLOW, BACK)?,
         }
@@ -353,7 +412,7 @@ impl Template {
 ///
 /// Where an instruction cannot be written: a bug.
 pub fn for_site(site: &Site, context: &Context, slow: usize, at: usize, back: usize) -> Result<Vec<u8>, IcedError> {
-    Ok(Template::new(&Shape::of(site), context)?.place(at, slow, back))
+    Ok(Template::new(&Shape::of(site, context), context)?.place(at, slow, back))
 }
 
 fn add(
@@ -501,36 +560,124 @@ fn take(
     a.jmp(back)
 }
 
+/// For recording: counts, and tells.
+fn add_and_tell(
+    a: &mut CodeAssembler,
+    loan: &Loan,
+    object: AsmRegister64,
+    slow: u64,
+    back: u64,
+) -> Result<(), IcedError> {
+    a.lock().add(qword_ptr(object + SHARED as i32), ONE as i32)?;
+    if loan.red_zone {
+        a.lea(rsp, ptr(rsp - RED_ZONE))?;
+    }
+    a.push(object)?;
+    a.call(slow)?;
+    a.lea(rsp, ptr(rsp + 8 + if loan.red_zone { RED_ZONE } else { 0 }))?;
+    a.jmp(back)
+}
+
+/// For recording: swaps, and tells if that was a count or may have been one.
+fn swap_and_tell(
+    a: &mut CodeAssembler,
+    loan: &Loan,
+    operand: Operand,
+    new: AsmRegister64,
+    is_drop: bool,
+    slow: u64,
+    back: u64,
+) -> Result<(), IcedError> {
+    let object = gpr(loan.scratch[0]);
+    let (mut one_more, mut counted, mut aside) = (a.create_label(), a.create_label(), a.create_label());
+    a.lock().cmpxchg(qword_ptr_of(operand), new)?;
+    a.jne(back)?;
+    // From here on all registers are what they were before: rax had what was there.
+    if loan.red_zone {
+        a.lea(rsp, ptr(rsp - RED_ZONE))?;
+    }
+    loan.saved.iter().try_for_each(|&register| a.push(gpr(register)))?;
+    if is_drop {
+        a.lea(object, place(operand) - SHARED as i32)?;
+        a.add(object, (tag::DECREMENT | tag::GONE) as i32)?;
+    } else {
+        a.lea(object, ptr(new - ONE as i32))?;
+        a.cmp(object, rax)?;
+        a.je(one_more)?;
+        a.lea(object, ptr(new + ONE as i32))?;
+        a.cmp(object, rax)?;
+        a.jne(aside)?;
+        a.lea(object, place(operand) - SHARED as i32)?;
+        a.test(object, tag::BITS as i32)?;
+        a.jne(aside)?;
+        a.add(object, (tag::DECREMENT | tag::CANDIDATE) as i32)?;
+        a.jmp(counted)?;
+        a.set_label(&mut one_more)?;
+        a.lea(object, place(operand) - SHARED as i32)?;
+        a.test(object, tag::BITS as i32)?;
+        a.jne(aside)?;
+        a.add(object, tag::CANDIDATE as i32)?;
+        a.set_label(&mut counted)?;
+    }
+    a.push(object)?;
+    a.call(slow)?;
+    a.lea(rsp, ptr(rsp + 8))?;
+    if !is_drop {
+        a.set_label(&mut aside)?;
+    }
+    loan.pop(a)?;
+    if loan.red_zone {
+        a.lea(rsp, ptr(rsp + RED_ZONE))?;
+    }
+    // Zero set, and the rest as a swap of equals leaves it.
+    a.cmp(rax, rax)?;
+    a.jmp(back)
+}
+
 /// The operand of a swap.
 pub(super) fn qword_ptr_of(operand: Operand) -> AsmMemoryOperand {
     qword_ptr(place(operand))
 }
 
 /// The code for the entry of `_Py_DecRefShared`; its argument is in rdi, and all that a
-/// called function may change is free.
+/// called function may change is free. `slow` is where [`slow_way`] has been put.
 ///
 /// # Errors
 ///
 /// Where an instruction cannot be written: a bug.
-pub fn for_entry(context: &Context, original: usize, at: usize) -> Result<Vec<u8>, IcedError> {
-    let layout = &context.buffer;
+pub fn for_entry(context: &Context, slow: usize, original: usize, at: usize) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
+    match context.purpose {
+        Purpose::Buffer { decrement, .. } => take_in(&mut a, context, decrement, original)?,
+        Purpose::Record { .. } => {
+            // Before: once it has been dropped, the object may be gone.
+            a.lea(rax, ptr(rdi + tag::DECREMENT as i32))?;
+            a.push(rax)?;
+            a.call(slow as u64)?;
+            a.lea(rsp, ptr(rsp + 8))?;
+            a.jmp(original as u64)?;
+        }
+    }
+    a.assemble(at as u64)
+}
+
+fn take_in(a: &mut CodeAssembler, context: &Context, decrement: usize, original: usize) -> Result<(), IcedError> {
+    let layout = &context.buffer;
     let (mut shut, mut missed, mut aside) = (a.create_label(), a.create_label(), a.create_label());
-    find_buffer(&mut a, context, rax, aside)?;
-    find_slot(&mut a, layout, rdi, rax, rcx, missed)?;
-    enter(&mut a, layout, rax, shut)?;
-    refund(&mut a, layout, rcx, shut)?;
-    leave(&mut a, layout, rax)?;
+    find_buffer(a, context, rax, aside)?;
+    find_slot(a, layout, rdi, rax, rcx, missed)?;
+    enter(a, layout, rax, shut)?;
+    refund(a, layout, rcx, shut)?;
+    leave(a, layout, rax)?;
     a.ret()?;
     a.set_label(&mut shut)?;
-    leave(&mut a, layout, rax)?;
+    leave(a, layout, rax)?;
     a.set_label(&mut missed)?;
-    a.mov(rax, context.decrement as u64)?;
+    a.mov(rax, decrement as u64)?;
     a.jmp(rax)?;
     a.set_label(&mut aside)?;
-    stand_aside(&mut a, layout, rax)?;
-    a.jmp(original as u64)?;
-    a.assemble(at as u64)
+    stand_aside(a, layout, rax)?;
+    a.jmp(original as u64)
 }
 
 /// The function as it was: its first instructions, then the rest of it.

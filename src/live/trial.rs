@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The code finds a table of credits at the thread's word, which is lent to it, and in
-//! place of the slow ways a stand-in that counts, notes who called, and changes every
+//! place of the slow ways a stand-in that counts, notes its argument, and changes every
 //! register and flag that a called function may change.
 
 use std::io;
@@ -23,7 +23,7 @@ use iced_x86::IcedError;
 
 use super::memory::{page, Pages};
 use super::plan::{ONE, SHARED};
-use super::trampoline::{self, BufferLayout, Context};
+use super::trampoline::{self, BufferLayout, Context, Purpose};
 
 /// All general registers, by their numbers in instructions.
 const REGISTERS: [AsmRegister64; 16] = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
@@ -73,7 +73,7 @@ struct Ground {
     host: Vectors,
     junk: Vectors,
     calls: u64,
-    argument: u64,
+    arguments: [u64; 2],
     /// What the stand-in for taking in returns.
     answer: u64,
     call_flags: u64,
@@ -102,6 +102,8 @@ pub struct Outcome {
     pub shared: u64,
     /// Calls of the stand-in for the slow way.
     pub calls: u64,
+    /// The argument of the first, and of the next.
+    pub arguments: [u64; 2],
     /// The words of the slot that the object hashes to first, and of the next.
     pub slots: [[u64; 2]; 2],
     /// The buffer's gate is as it was.
@@ -155,13 +157,19 @@ impl Trial {
         let start = code.start();
         let (harness, exit) = (start, start + page());
         let [stand_in, taker, slow, slow_take_in] = [0, 512, 1024, 1536].map(|offset| start + 2 * page() + offset);
-        let context = Context { increment: stand_in, decrement: stand_in, take_in: taker, ..*context };
+        let (purpose, counts) = match context.purpose {
+            Purpose::Buffer { .. } => {
+                (Purpose::Buffer { increment: stand_in, decrement: stand_in, take_in: taker }, true)
+            }
+            Purpose::Record { .. } => (Purpose::Record { note: stand_in }, false),
+        };
+        let context = Context { purpose, ..*context };
         let vectors = context.vector_bytes;
         let here = ground.start() as u64;
         for (place, bytes) in [
             (harness, write_harness(here, harness as u64)),
             (exit, write_exit(here, exit as u64)),
-            (stand_in, write_stand_in(here, stand_in as u64, true)),
+            (stand_in, write_stand_in(here, stand_in as u64, counts)),
             (taker, write_stand_in(here, taker as u64, false)),
             (slow, trampoline::slow_way(stand_in, vectors, slow)),
             (slow_take_in, trampoline::slow_way(taker, vectors, slow_take_in)),
@@ -211,7 +219,7 @@ impl Trial {
         self.exit
     }
 
-    /// A function that does what an increment does, and spoils what it may.
+    /// A function that stands in for all that trampolines call, and spoils what it may.
     pub fn stand_in(&self) -> usize {
         self.stand_in
     }
@@ -292,7 +300,7 @@ impl Trial {
         ground.before = before;
         ground.before.registers[STACK_POINTER] = stack;
         ground.target = target as u64;
-        (ground.calls, ground.argument) = (0, 0);
+        (ground.calls, ground.arguments) = (0, [0; 2]);
         let first = ground.set_table(&layout, object, table);
         let buffer = ground.head.as_ptr() as usize;
         // SAFETY: the thread's own word, which is its again before anyone else looks: the caller
@@ -333,9 +341,6 @@ impl Trial {
             if ground.call_flags & DIRECTION != 0 {
                 damage.push("the direction flag at the call");
             }
-            if ground.argument != object {
-                damage.push("the argument of the call");
-            }
         }
         let word = |at: usize| u64::from_le_bytes(ground.slots[at..at + 8].try_into().unwrap_or_default());
         let slot = |number: usize| {
@@ -346,6 +351,7 @@ impl Trial {
             machine: ground.after,
             shared: ground.object[SHARED as usize / 8],
             calls: ground.calls,
+            arguments: ground.arguments,
             slots: [slot(0), slot(1)],
             gate_open: ground.half(layout.busy) == 0,
             skip: ground.head[layout.skip as usize / 8] as i64,
@@ -522,7 +528,9 @@ fn write_stand_in(ground: u64, place: u64, counts: bool) -> Result<Vec<u8>, Iced
     a.mov(field(ground, offset_of!(Ground, call_stack)), rsp)?;
     a.pushfq()?;
     a.pop(field(ground, offset_of!(Ground, call_flags)))?;
-    a.mov(field(ground, offset_of!(Ground, argument)), rdi)?;
+    a.mov(rax, field(ground, offset_of!(Ground, calls)))?;
+    a.and(rax, 1)?;
+    a.mov(qword_ptr(rax * 8 + ground + offset_of!(Ground, arguments) as u64), rdi)?;
     if counts {
         a.lock().add(qword_ptr(rdi + SHARED as i32), ONE as i32)?;
     }

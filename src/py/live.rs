@@ -1,11 +1,12 @@
 //! Live mode, as `python/refbuf/_live.py` uses it. On other builds and systems the same
 //! functions say why there is none.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 #[cfg(all(buffered, target_os = "linux", target_arch = "x86_64"))]
 use crate::live::installation as here;
@@ -20,10 +21,13 @@ pyo3::create_exception!(
 /// Elsewhere.
 #[cfg(not(all(buffered, target_os = "linux", target_arch = "x86_64")))]
 mod here {
+    use std::collections::BTreeMap;
     use std::ops::Range;
     use std::path::{Path, PathBuf};
 
     use pyo3::prelude::*;
+
+    use crate::lab::trace;
 
     /// Nothing is ever patched.
     pub(super) struct ImageReport {
@@ -60,6 +64,14 @@ mod here {
 
     pub(super) fn install(_py: Python<'_>, _extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
         Err(obstacle().unwrap_or_default())
+    }
+
+    pub(super) fn record(_py: Python<'_>, _extensions: &[PathBuf], _room: usize) -> Result<Vec<ImageReport>, String> {
+        Err(obstacle().unwrap_or_default())
+    }
+
+    pub(super) fn recorded(_py: Python<'_>, about: BTreeMap<String, String>) -> Result<(Vec<u8>, u64), trace::Error> {
+        Ok((trace::Trace { about, ..Default::default() }.write()?, 0))
     }
 
     pub(super) fn load(_path: &Path) -> std::io::Result<()> {
@@ -130,6 +142,22 @@ fn live_install(py: Python<'_>, extensions: Vec<PathBuf>) -> PyResult<Vec<Bound<
     reports.iter().map(|report| describe(py, report)).collect()
 }
 
+/// Patches the interpreter and these extensions, to record up to `room` counts of each thread.
+#[pyfunction]
+fn live_record(py: Python<'_>, extensions: Vec<PathBuf>, room: usize) -> PyResult<()> {
+    if let Some(obstacle) = here::obstacle() {
+        return Err(UnsupportedError::new_err(obstacle));
+    }
+    here::record(py, &extensions, room).map(|_| ()).map_err(UnsupportedError::new_err)
+}
+
+/// Ends the recording; returns the trace, and how many counts found no thread's memory.
+#[pyfunction]
+fn live_recorded(py: Python<'_>, about: BTreeMap<String, String>) -> PyResult<(Bound<'_, PyBytes>, u64)> {
+    let (content, unseen) = here::recorded(py, about)?;
+    Ok((PyBytes::new(py, &content), unseen))
+}
+
 /// Loads an extension and patches it before it is run; None where there is nothing to do.
 #[pyfunction]
 fn live_load_extension(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict>>> {
@@ -157,6 +185,8 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(live_installed, module)?)?;
     module.add_function(wrap_pyfunction!(live_examine, module)?)?;
     module.add_function(wrap_pyfunction!(live_install, module)?)?;
+    module.add_function(wrap_pyfunction!(live_record, module)?)?;
+    module.add_function(wrap_pyfunction!(live_recorded, module)?)?;
     module.add_function(wrap_pyfunction!(live_load_extension, module)?)?;
     module.add_function(wrap_pyfunction!(live_uninstall, module)?)?;
     module.add_function(wrap_pyfunction!(live_trampolines, module)?)

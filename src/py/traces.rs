@@ -8,6 +8,7 @@ use crate::lab::simulate::cache::MOST_THREADS;
 use crate::lab::simulate::calibrate;
 use crate::lab::simulate::costs::Costs;
 use crate::lab::simulate::hash::Hash;
+use crate::lab::simulate::script::roles;
 use crate::lab::simulate::{simulate, Outcome, Request, SchemeName};
 use crate::lab::trace::{self, Trace as Recording};
 use crate::workloads::plan::Arguments;
@@ -60,6 +61,12 @@ impl Trace {
             (thread.name.clone(), increments, decrements, thread.lost, made(number))
         };
         self.trace.threads.iter().enumerate().map(summary).collect()
+    }
+
+    /// The numbers of the threads that are replayed.
+    #[getter]
+    fn replayed(&self) -> Vec<usize> {
+        roles(&self.trace)
     }
 
     /// Replays it.

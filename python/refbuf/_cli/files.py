@@ -43,13 +43,18 @@ def picture_kind(command: str, path: str | None) -> str:
 
 
 def write(command: str, path: str, content: bytes) -> None:
+    """All of it at once, and says so."""
+    save(command, path, content)
+    print(f"Written: {path}")
+
+
+def save(command: str, path: str, content: bytes) -> None:
     """All of it at once."""
     try:
         with open(path, "wb") as file:
             file.write(content)
     except OSError as error:
         raise CommandError(f"{command}: cannot write {path!r}: {error.strerror}") from None
-    print(f"Written: {path}")
 
 
 def read(command: str, path: str, most: int) -> bytes:

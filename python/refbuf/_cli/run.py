@@ -11,9 +11,9 @@ from typing import NamedTuple
 import refbuf
 
 from .._run.processes import Multiprocessing
-from .._run.program import Program
 from .._run.program import run as run_program
 from . import CommandError
+from .program import program_of
 
 HELP = """\
 usage: python -m refbuf run [OPTIONS] (SCRIPT | -m MODULE | -c CODE) [ARGS...]
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     options, rest = _options(arguments)
-    program = _program(rest)
+    program = program_of("run", rest)
     _install(options)
     if options.stats:
         from .._run import stats
@@ -106,24 +106,6 @@ def _options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         else:
             raise CommandError(f"run: unknown option {option!r}: --help lists those there are")
     return options, rest
-
-
-def _program(arguments: list[str]) -> Program:
-    if not arguments:
-        raise CommandError("run: no program given: a script, -m MODULE or -c CODE")
-    first, *rest = arguments
-    kind = first[:2]
-    if kind in ("-c", "-m"):
-        # As python takes them: -m MODULE or -mMODULE.
-        if not first[2:] and not rest:
-            raise CommandError(f"run: {kind} takes a value")
-        what = first[2:] or rest.pop(0)
-        return Program(kind, what, [kind, *rest])
-    if first.startswith("-") and first != "-":
-        raise CommandError(
-            f"run: unknown option {first!r}: --help lists those there are; python's own come before -m refbuf"
-        )
-    return Program("stdin" if first == "-" else "script", first, [first, *rest])
 
 
 def _install(options: Options) -> None:

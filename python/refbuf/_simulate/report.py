@@ -41,9 +41,9 @@ def assumptions(meta: dict[str, Any]) -> list[str]:
     lines = [
         "each simulated thread has a core of its own with a private cache of "
         f"{meta['cache_kib']} KiB, all as far from each other",
-        f"simulated thread i replays recorded thread i modulo {recorded}; an object that only one recorded "
-        "thread touches is private, and each replica has its own, elsewhere in memory; replicas start at "
-        "different points of the recording, and go round it",
+        f"simulated thread i replays recorded thread i modulo {recorded}, the busiest first; an object that "
+        "only one recorded thread touches is private, and each replica has its own, elsewhere in memory; "
+        "replicas start at different points of the recording, and go round it",
         "every operation looks at its object's header; an atomic count waits for its line, other uses "
         "overlap; a read and a count by one operation are one use of the line",
         "a line goes from cache to cache to one thread after the other, first come, first served",
@@ -61,6 +61,17 @@ def assumptions(meta: dict[str, Any]) -> list[str]:
     ]
     if recorded == 1 and max(meta["threads"]) > 1:
         lines.append("the trace has one thread, so that every object is private: record with two or more")
+    if meta["left_out_threads"]:
+        lines.append(
+            "not replayed, as they counted less than a twentieth of what the busiest has, or are too many: "
+            f"{meta['left_out_threads']:,} of the recorded threads"
+        )
+    if "program" in meta["about"]:
+        lines.append(
+            "of a program only counts on other threads' objects are recorded; somebody who is not replayed "
+            "holds each object throughout; all threads start at once, and what the program does beside its "
+            "counts is what --work-ns says"
+        )
     if meta["lost"]:
         lines.append(f"the recorder had no room for {meta['lost']:,} events")
     return lines

@@ -1,7 +1,7 @@
 //! Who plays what: simulated threads, and the recorded ones that they replay.
 //!
 //! Simulated thread i replays recorded thread i modulo R, of those R that have
-//! recorded anything. All of them use the same shared objects. An object that
+//! recorded something to speak of ([`roles`]). All of them use the same shared objects. An object that
 //! only one recorded thread touches is private: each replica has one of its own,
 //! elsewhere in memory. Replicas start at different points of the recording, and
 //! go round it.
@@ -9,11 +9,12 @@
 //! An object whose maker is not among the simulated threads (the main thread, in
 //! a workload's trace) is foreign to all of them.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use super::cache::{Line, LINE_SHIFT, MOST_THREADS};
 use super::model::Thing;
-use crate::lab::trace::{Event, Object, Trace};
+use crate::lab::trace::{Event, Object, Thread, Trace};
 
 /// From an object's address to its count, which says which line it is on
 /// (`ob_ref_shared` of a free-threaded object).
@@ -21,6 +22,11 @@ const COUNT_OFFSET: u64 = 16;
 /// Between the addresses of an object and its next replica: more than a process
 /// has, and 256 of them do not come round.
 const REPLICA_DISTANCE: u64 = 1 << 47;
+/// Threads that count so many times less than the busiest are not replayed: a program's
+/// main thread, which starts others and waits, would be replicated like the rest.
+const NEGLIGIBLE: u64 = 20;
+/// By this name a recorder says what is beside the counts.
+const OTHER_WORK: &str = "bare_ns_per_pair";
 
 /// One step of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,20 +87,51 @@ impl Play {
     /// then go round; none where the trace has no counts.
     pub fn new(trace: &Trace, threads: usize, events: usize) -> Option<Play> {
         assert!((1..=MOST_THREADS).contains(&threads));
-        let counts = |event: &Event| matches!(event, Event::Increment(_) | Event::Decrement(_));
-        let active = |number: &usize| trace.threads[*number].events.iter().any(counts);
-        // No more than can be played.
-        let roles: Vec<usize> = (0..trace.threads.len()).filter(active).take(MOST_THREADS).collect();
+        let roles = roles(trace);
         if roles.is_empty() {
             return None;
         }
         let known = know_objects(trace, &roles);
-        let mut maker =
-            Maker { trace, roles: &roles, threads, known, things: Vec::new(), lines: HashMap::new(), used: Vec::new() };
+        let mut maker = Maker {
+            trace,
+            roles: &roles,
+            threads,
+            known,
+            things: Vec::new(),
+            lines: HashMap::new(),
+            used: Vec::new(),
+            has_times: has_times(trace),
+        };
         let starts: Vec<_> = roles.iter().map(|role| rests(&trace.threads[*role].events)).collect();
         let parts = (0..threads).map(|thread| maker.part(thread, &starts[thread % roles.len()], events)).collect();
         Some(Play { things: maker.things, lines: maker.lines.len(), parts, recorded: roles.len() })
     }
+}
+
+/// The recorded threads that are replayed: no more than can be; those first that counted
+/// most, so that a few simulated threads replay what matters.
+pub fn roles(trace: &Trace) -> Vec<usize> {
+    let recorded = |thread: &Thread| {
+        let (increments, decrements) = thread.counts();
+        increments + decrements
+    };
+    let all: Vec<(u64, u64)> = trace.threads.iter().map(|thread| (recorded(thread), thread.lost)).collect();
+    let busiest = all.iter().map(|(recorded, lost)| recorded.saturating_add(*lost)).max().unwrap_or(0);
+    let counts = |&number: &usize| {
+        let (recorded, lost) = all[number];
+        recorded > 0 && recorded.saturating_add(lost) >= busiest / NEGLIGIBLE
+    };
+    let mut roles: Vec<usize> = (0..all.len()).filter(counts).collect();
+    roles.sort_by_key(|number| Reverse(all[*number].0));
+    roles.truncate(MOST_THREADS);
+    roles
+}
+
+/// Whether the trace has times that compare with a replay's. Else the time between the
+/// starts of two threads was that of a whole program, and a replay has the counts alone.
+fn has_times(trace: &Trace) -> bool {
+    let works = |thread: &Thread| thread.events.iter().any(|event| matches!(event, Event::Work(_)));
+    trace.about.contains_key(OTHER_WORK) || trace.threads.iter().any(works)
 }
 
 /// Sees who touches what.
@@ -120,12 +157,19 @@ fn object_of(event: &Event) -> Option<u32> {
 }
 
 /// Points at which the thread has dropped as many references as it has taken.
-fn rests(events: &[Event]) -> Vec<usize> {
+struct Rests {
+    points: Vec<usize>,
+    /// The end is such a point, too. Where not all counts are recorded, it is not, and
+    /// there may be none for long.
+    balanced: bool,
+}
+
+fn rests(events: &[Event]) -> Rests {
     let mut held = 0i64;
-    let mut rests = Vec::new();
+    let mut points = Vec::new();
     for (at, event) in events.iter().enumerate() {
         if held == 0 {
-            rests.push(at);
+            points.push(at);
         }
         held += match event {
             Event::Increment(_) => 1,
@@ -133,12 +177,14 @@ fn rests(events: &[Event]) -> Vec<usize> {
             _ => 0,
         };
     }
-    rests
+    Rests { points, balanced: held == 0 }
 }
 
-/// The last of some points up to `at`; the first is 0.
-fn last_up_to(rests: &[usize], at: usize) -> usize {
-    rests[rests.partition_point(|rest| *rest <= at) - 1]
+impl Rests {
+    /// The last up to `at`; the first is 0.
+    fn last_up_to(&self, at: usize) -> usize {
+        self.points[self.points.partition_point(|rest| *rest <= at) - 1]
+    }
 }
 
 /// Makes parts and things.
@@ -151,24 +197,29 @@ struct Maker<'a> {
     lines: HashMap<u64, Line>,
     /// Private objects that have a number in this part.
     used: Vec<u32>,
+    has_times: bool,
 }
 
 impl Maker<'_> {
     /// A simulated thread. It starts and ends, if it can, where the recorded thread
     /// holds nothing.
-    fn part(&mut self, thread: usize, rests: &[usize], most: usize) -> Part {
+    fn part(&mut self, thread: usize, rests: &Rests, most: usize) -> Part {
         let (role, replica) = (thread % self.roles.len(), thread / self.roles.len());
         let recorded = &self.trace.threads[self.roles[role]];
         let all = recorded.events.len();
         let replicas = (self.threads - role).div_ceil(self.roles.len());
-        let from = last_up_to(rests, all * replica / replicas);
+        let place = all * replica / replicas;
+        let mut from = rests.last_up_to(place);
+        if !rests.balanced && place - from >= all / replicas {
+            // Another replica's.
+            from = place;
+        }
         let mut length = all;
         if most.max(1) < all {
-            let until = last_up_to(rests, (from + most.max(1)) % all);
+            let until = rests.last_up_to((from + most.max(1)) % all);
             length = match (until + all - from) % all {
-                // There is no such point, or only this one.
-                0 => most.max(1),
-                length if length > most => most.max(1),
+                // There is no such point near the end, or only this one.
+                length if length > most || length <= most / 2 => most.max(1),
                 length => length,
             };
         }
@@ -182,7 +233,7 @@ impl Maker<'_> {
         for object in self.used.drain(..) {
             self.known[object as usize].number = None;
         }
-        Part { steps, at: 0, start_ns: recorded.start_ns }
+        Part { steps, at: 0, start_ns: if self.has_times { recorded.start_ns } else { 0 } }
     }
 
     fn step(&mut self, event: Event, thread: usize, replica: usize) -> Step {
@@ -236,7 +287,6 @@ impl Maker<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::trace::Thread;
 
     fn trace() -> Trace {
         let object = |address, owner| Object { address, owner, immortal: false };
@@ -290,6 +340,64 @@ mod tests {
         *events = events.iter().copied().cycle().take(40).collect();
         let steps = |most| Play::new(&trace, 1, most).expect("events").parts[0].steps.len();
         assert_eq!([40, 39, 11, 10, 1, 0].map(steps), [40, 38, 10, 10, 1, 1]);
+    }
+
+    /// As of a program, where what owners count is not recorded.
+    fn unbalanced(events: u32) -> Trace {
+        let mut trace = trace();
+        trace.threads[1].events = (0..events).map(|_| Event::Decrement(1)).collect();
+        trace
+    }
+
+    #[test]
+    fn a_part_of_a_thread_that_only_drops_is_as_long_as_is_asked_for() {
+        let steps = |most| Play::new(&unbalanced(1000), 1, most).expect("events").parts[0].steps.len();
+        assert_eq!([1000, 500, 10, 1].map(steps), [1000, 500, 10, 1]);
+    }
+
+    #[test]
+    fn replicas_of_such_a_thread_start_at_different_points() {
+        let mut trace = unbalanced(100);
+        for (at, event) in trace.threads[1].events.iter_mut().enumerate() {
+            *event = Event::Decrement(if at < 50 { 1 } else { 2 });
+        }
+        let mut play = Play::new(&trace, 2, 100).expect("events");
+        let first: Vec<Step> = play.parts.iter_mut().map(Part::next_step).collect();
+        let addresses: Vec<u64> = first
+            .iter()
+            .map(|step| match step {
+                Step::Count(thing, _) => play.things[*thing as usize].address & 0xFFFF,
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(addresses, [0x2000, 0x3000]);
+    }
+
+    #[test]
+    fn a_thread_that_counts_next_to_nothing_is_not_replayed() {
+        let mut trace = unbalanced(100);
+        assert_eq!(roles(&trace), [1], "the last has four");
+        trace.threads[1].lost = 1000;
+        trace.threads[2].lost = 100;
+        assert_eq!(roles(&trace), [1, 2]);
+        trace.threads[0].events = vec![Event::Increment(0); 101];
+        trace.threads[0].lost = 1000;
+        assert_eq!(roles(&trace), [0, 1, 2]);
+        trace.threads[0].events.clear();
+        trace.threads[2].events.clear();
+        assert_eq!(roles(&trace), [1]);
+    }
+
+    #[test]
+    fn starts_are_kept_where_the_trace_has_times() {
+        let mut trace = trace();
+        trace.threads[2].start_ns = 5;
+        let starts = |trace: &Trace| {
+            Play::new(trace, 2, 100).expect("events").parts.iter().map(|part| part.start_ns).collect::<Vec<_>>()
+        };
+        assert_eq!(starts(&trace), [0, 0]);
+        trace.threads[1].events.push(Event::Work(1));
+        assert_eq!(starts(&trace), [0, 5]);
     }
 
     #[test]

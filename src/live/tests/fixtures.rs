@@ -2,6 +2,7 @@
 //! and such as must be left alone.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr;
 
@@ -11,11 +12,14 @@ use iced_x86::code_asm::{
 use iced_x86::IcedError;
 
 use super::{context, here, WORD};
+use crate::lab::trace::{self, Event, Trace};
 use crate::live::image::Image;
 use crate::live::memory::Pages;
 use crate::live::patch::Patch;
 use crate::live::plan::{plan_functions, Form, Plan, Site, JUMP};
-use crate::live::trampoline::Context;
+use crate::live::recorder;
+use crate::live::trampoline::{Context, Purpose};
+use crate::live::trial::thread_pointer;
 
 /// An object: its shared count is the third word.
 type Object = [u64; 4];
@@ -57,9 +61,11 @@ unsafe extern "C" fn decrement(object: *mut Object) {
 
 fn helped() -> Context {
     Context {
-        increment: increment as unsafe extern "C" fn(*mut Object) as usize,
-        decrement: decrement as unsafe extern "C" fn(*mut Object) as usize,
-        take_in: take_in as unsafe extern "C" fn(*mut Object) -> bool as usize,
+        purpose: Purpose::Buffer {
+            increment: increment as unsafe extern "C" fn(*mut Object) as usize,
+            decrement: decrement as unsafe extern "C" fn(*mut Object) as usize,
+            take_in: take_in as unsafe extern "C" fn(*mut Object) -> bool as usize,
+        },
         ..context()
     }
 }
@@ -116,15 +122,12 @@ impl Fixture {
         }
     }
 
-    /// Calls functions while the sites are replaced; the table has so many credits for the object.
-    fn patched(&self, entry: usize, object: &mut Object, credits: u64, work: impl FnOnce(&Fixture)) -> u64 {
+    /// Calls functions while the sites are replaced.
+    fn replaced(&self, context: &Context, entry: usize, work: impl FnOnce(&Fixture)) {
         let plan = self.plan(entry).unwrap();
         let before = self.bytes();
         // SAFETY: nobody else runs this code.
-        let patch = unsafe { Patch::prepare(&self.image, &plan, &helped()) }.unwrap();
-        let mut slots = [[ptr::from_mut(object) as u64, credits], [0, 0]];
-        let mut buffer = Buffer { busy: 0, attention: 0, byte_mask: 0, slots: slots.as_mut_ptr(), skip: -1 };
-        WORD.set(ptr::from_mut(&mut buffer) as usize);
+        let patch = unsafe { Patch::prepare(&self.image, &plan, context) }.unwrap();
         // SAFETY: as above.
         unsafe { patch.apply() }.unwrap();
         for site in &plan.sites {
@@ -137,6 +140,14 @@ impl Fixture {
         // SAFETY: as above.
         unsafe { patch.revert() }.unwrap();
         assert_eq!(self.bytes(), before, "as it was");
+    }
+
+    /// The same, counting through a table that has so many credits for the object.
+    fn patched(&self, entry: usize, object: &mut Object, credits: u64, work: impl FnOnce(&Fixture)) -> u64 {
+        let mut slots = [[ptr::from_mut(object) as u64, credits], [0, 0]];
+        let mut buffer = Buffer { busy: 0, attention: 0, byte_mask: 0, slots: slots.as_mut_ptr(), skip: -1 };
+        WORD.set(ptr::from_mut(&mut buffer) as usize);
+        self.replaced(&helped(), entry, work);
         assert_eq!((buffer.busy, slots[0][0]), (0, ptr::from_mut(object) as u64));
         slots[0][1] & 0xFF_FFFF
     }
@@ -351,6 +362,50 @@ fn the_entry_brings_credits_and_the_function_can_still_be_called() {
     let original: extern "C" fn(u64) -> u64 = unsafe { std::mem::transmute(patch.original().unwrap()) };
     assert_eq!(original(address), address);
     assert_eq!(object[SHARED], 32);
+}
+
+/// Within one line of the caches, so that no part of it is locked with another line.
+#[repr(align(64))]
+struct Line(Object);
+
+#[test]
+fn what_is_recorded_is_what_the_code_does() {
+    const ZERO: u64 = 1 << 6;
+    let fixture = Fixture::new(&[leaf, swap, drop_reference, drops]);
+    let entry = fixture.functions[2].start;
+    let context = Context { purpose: Purpose::Record { note: recorder::note as *const () as usize }, ..context() };
+    // Of this thread's making; what is at the others' place is no object, as far as is known.
+    let mut object: Object = [thread_pointer() as u64, 0, 40, 0];
+    let mut lock = Line([1, 2, 40, 3]);
+    let (address, other) = (ptr::from_mut(&mut object) as u64, ptr::from_mut(&mut lock) as u64);
+    assert!(recorder::open(6) && !recorder::open(6));
+    fixture.replaced(&context, entry, |fixture| {
+        assert_eq!(fixture.call(0, [address, 5, 70]), 75, "the red zone is kept");
+        assert_ne!(fixture.call(1, [address, 44, 48]) & ZERO, 0, "one more");
+        assert_ne!(fixture.call(1, [address, 48, 44]) & ZERO, 0, "one less");
+        assert_ne!(fixture.call(1, [address, 44, 52]) & ZERO, 0, "something else");
+        assert_eq!(fixture.call(1, [address, 44, 48]) & ZERO, 0, "and one that fails");
+        assert_ne!(fixture.call(1, [other, 40, 44]) & ZERO, 0, "a reader more");
+        let bytes = 3 << 56;
+        assert_ne!(fixture.call(1, [other + 1, bytes, bytes + 4]) & ZERO, 0, "where no object can be");
+        assert_eq!(fixture.call(3, [address, 0, 0]), 0, "one less, and not the last");
+        let turns = |fixture: &Fixture| {
+            assert_eq!(fixture.call(2, [address, 0, 0]), address);
+            (0..7).for_each(|_| _ = fixture.call(0, [address, 0, 0]));
+        };
+        std::thread::scope(|scope| scope.spawn(|| turns(fixture)).join()).unwrap();
+        recorder::close();
+        fixture.call(0, [address, 0, 0]);
+    });
+    assert_eq!((object[SHARED], lock.0[SHARED]), (52 - 2 * 4 + 7 * 4 + 4, 44 + (4 << 8)), "it was counted");
+    let trace = Trace::read(&recorder::write(&BTreeMap::new()).unwrap()).unwrap();
+    assert_eq!(trace.objects, [trace::Object { address, owner: Some(0), immortal: false }]);
+    let [here, there] = &trace.threads[..] else { panic!("{} threads", trace.threads.len()) };
+    let (more, less) = (Event::Increment(0), Event::Decrement(0));
+    assert_eq!(here.events, [more, more, less, less]);
+    assert_eq!(there.events[0], less);
+    assert_eq!((there.counts(), there.lost), ((5, 1), 2));
+    assert!(there.start_ns > here.start_ns && recorder::unseen() == 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod trampolines;
 
 use std::cell::Cell;
 
-use super::trampoline::{BufferLayout, Context};
+use super::trampoline::{BufferLayout, Context, Purpose};
 use super::trial::thread_pointer;
 
 thread_local! {
@@ -36,9 +36,7 @@ fn context() -> Context {
     Context {
         word: word.wrapping_sub(thread_pointer()) as isize,
         buffer: LAYOUT,
-        increment: 0,
-        decrement: 0,
-        take_in: 0,
+        purpose: Purpose::Buffer { increment: 0, decrement: 0, take_in: 0 },
         vector_bytes: super::trampoline::vector_bytes(),
     }
 }

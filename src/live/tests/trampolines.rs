@@ -9,7 +9,13 @@ use super::{context, here};
 use crate::live::flow::{Needs, Registers, GENERAL};
 use crate::live::plan::{Form, Operand, Site};
 use crate::live::selftest::{check_entry, check_site, Chance};
+use crate::live::trampoline::{Context, Purpose};
 use crate::live::trial::Trial;
+
+/// What trampolines go by that record.
+fn recording() -> Context {
+    Context { purpose: Purpose::Record { note: 0 }, ..context() }
+}
 
 fn register() -> impl Strategy<Value = Register> {
     select(&GENERAL[..])
@@ -62,6 +68,18 @@ proptest! {
     #[test]
     fn the_entry_does_what_the_function_does(seed: u64) {
         let mut trial = Trial::new(&context(), here()).unwrap();
+        prop_assert_eq!(check_entry(&mut trial, &mut Chance(seed)).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn a_trampoline_that_records_does_what_its_instruction_does(site in site(), seed: u64) {
+        let mut trial = Trial::new(&recording(), here()).unwrap();
+        prop_assert_eq!(check_site(&mut trial, &site, &mut Chance(seed)).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn the_entry_that_records_goes_on_with_the_function(seed: u64) {
+        let mut trial = Trial::new(&recording(), here()).unwrap();
         prop_assert_eq!(check_entry(&mut trial, &mut Chance(seed)).unwrap(), Ok(()));
     }
 }

@@ -12,7 +12,7 @@ from .. import CommandError
 SUBCOMMANDS = {
     "run": "measures programs on cells that each scheme counts",
     "report": "the claims of 2007 beside what is measured here, into docs/LAB.md",
-    "trace": "records what a workload does to reference counts",
+    "trace": "records what a workload or a program does to reference counts",
     "simulate": "replays a trace through each scheme, on a model of caches",
 }
 

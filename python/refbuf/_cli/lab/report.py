@@ -13,7 +13,7 @@ from .. import CommandError
 from ..arguments import number
 from ..files import check_installed, check_writable, write
 from ..parser import Parser
-from . import run, simulate, trace
+from . import run, simulate, trace_workload
 
 COMMAND = "lab report"
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _simulate(workload: str) -> dict[str, Any]:
     """Records a workload, and carries it on."""
-    content, _ = trace.record(workload, f"python -m refbuf {COMMAND}")
+    content, _ = trace_workload.record(workload, f"python -m refbuf {COMMAND}")
     recording = Trace(content)
     costs, undisturbed = calibrate_costs(machine.cpus())
     setting = simulate.setting(recording, costs)

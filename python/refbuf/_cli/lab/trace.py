@@ -1,152 +1,147 @@
-"""`python -m refbuf lab trace`: records what a workload does to reference counts."""
+"""`python -m refbuf lab trace`: records what a workload or a program does to reference counts.
 
-import argparse
-import platform
-import shlex
+Here is what records programs. As in `run`, little is imported before a program starts: what
+takes workloads is in `trace_workload`.
+"""
+
+import atexit
+import os
+import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ... import __version__, workloads
-from ..._refbuf import Trace, record_trace
+from ... import UnsupportedError, __version__, workloads
+from ..._live import record, recorded
+from ..._refbuf import Trace
 from .. import CommandError
-from ..files import check_writable, write
-from ..parser import Parser
+from ..files import check_writable, save
 
 COMMAND = "lab trace"
 
-DESCRIPTION = """Runs a workload on real objects in real threads, counting as CPython does, and
-writes down which thread took or dropped a reference to which object, in each
-thread's order. docs/TRACE.md has the format; `lab simulate` replays it."""
-
-EPILOG = """What the threads hold at the end they drop, and that is recorded too, so
-increments and decrements are as many. An object that only one thread of the
-trace has touched is taken for private by `lab simulate`: record with two
-threads or more to see which are shared."""
-
-MOST_THREADS = 256
-MOST_PAIRS = 16_000_000
+# What takes a value. The first two are for workloads and programs.
+OPTIONS = ("--out", "--limit", "--threads", "--pairs", "--seed")
 MOST_EVENTS = 1 << 24
-DEFAULT_THREADS = 2
-DEFAULT_PAIRS = 50_000
 DEFAULT_EVENTS = 1_000_000
+# Threads that the summary lists; a name or a text in a trace, in bytes.
+MOST_LISTED = 16
+MOST_TEXT = 4096
+
+
+class Options(NamedTuple):
+    """What is given before the program."""
+
+    out: str | None = None
+    limit: int = DEFAULT_EVENTS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Records and writes; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    workload = options.workload
-    if workload not in workloads.WORKLOADS:
-        known = ", ".join(workloads.WORKLOADS)
-        raise CommandError(f"{COMMAND}: unknown workload {workload!r}: there are {known}")
+    """Records and writes; returns the exit status, unless a program raises."""
+    place = _end_of_options(arguments)
+    if not _is_program(arguments[place:]):
+        from . import trace_workload
+
+        return trace_workload.main(arguments)
+    from ..._run.program import run as run_program
+    from ..program import program_of
+
+    options = _options(arguments[:place])
+    program = program_of(COMMAND, arguments[place:])
+    if options.out is None:
+        raise CommandError(
+            f"{COMMAND}: --out FILE must come before the program: what follows is the program's"
+        )
     check_writable(COMMAND, options.out)
-    command = shlex.join(["python", "-m", "refbuf", *COMMAND.split(), *arguments])
-    content, pairs = record(
-        workload,
-        command,
-        threads=options.threads,
-        pairs=options.pairs,
-        limit=options.limit,
-        seed=options.seed,
-    )
-    _tell(Trace(content), pairs, len(content))
-    write(COMMAND, options.out, content)
-    return 0
-
-
-def record(
-    workload: str,
-    command: str,
-    *,
-    threads: int = DEFAULT_THREADS,
-    pairs: int = DEFAULT_PAIRS,
-    limit: int = DEFAULT_EVENTS,
-    seed: int = 0,
-) -> tuple[bytes, list[int]]:
-    """A trace of a workload, and the pairs of each thread."""
-    objects = workloads.make_objects(workload)
-    # A pair is two events; what is beside them is less than a batch of every kind.
-    room = min(limit, 2 * pairs + 16_384)
     about = {
         "recorder": f"refbuf {__version__}",
-        "command": command,
-        "workload": workload,
-        "pairs": str(pairs),
-        "seed": str(seed),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "command": " ".join(["python", "-m", "refbuf", *COMMAND.split(), *arguments]),
+        "program": program.what,
+        "python": f"{sys.implementation.name} {sys.version.split()[0]}",
     }
+    # The program may go elsewhere.
+    out = os.path.abspath(options.out)
     try:
-        return record_trace(
-            workload,
-            objects,
-            mapping=dict(enumerate(objects)) if workload == "container" else None,
-            threads=threads,
-            pairs=pairs,
-            seed=seed,
-            factory=object,
-            room=room,
-            about=list(about.items()),
-        )
-    except (RuntimeError, ValueError, MemoryError) as error:
-        # Fewer threads than asked for; more events than a trace may have.
-        raise CommandError(f"{COMMAND}: {error or 'out of memory'}") from None
+        record(options.limit)
+    except UnsupportedError as error:
+        raise CommandError(f"{COMMAND}: {error}") from None
+    # What is registered first comes last: after all that the program has registered.
+    atexit.register(_finish, out, {name: _fitting(text) for name, text in about.items()}, os.getpid())
+    return run_program(program)
 
 
-def _tell(trace: Trace, pairs: list[int], size: int) -> None:
-    events = 0
-    # The first is the caller, who made the objects and counts nothing.
-    for (name, increments, decrements, lost, _), done in zip(trace.threads[1:], pairs, strict=True):
-        events += increments + decrements
-        line = f"{name}: {done:,} pairs; {increments:,} increments and {decrements:,} decrements recorded"
-        print(f"{line}, {lost:,} lost (--limit)" if lost else line)
-    print(
-        f"{trace.objects:,} objects, {trace.immortal:,} of them immortal; {events:,} events in {size:,} bytes"
-    )
+def _end_of_options(arguments: Sequence[str]) -> int:
+    """Where the workload or the program is."""
+    place = 0
+    while place < len(arguments):
+        option, has_value, _ = arguments[place].partition("=")
+        if option not in OPTIONS:
+            break
+        place += 1 if has_value else 2
+    return place
 
 
-def _parser() -> Parser:
-    parser = Parser(COMMAND, DESCRIPTION, EPILOG)
-    add = parser.add_argument
-    add("workload", metavar="WORKLOAD", help=f"one of {', '.join(workloads.WORKLOADS)}")
-    add("--out", metavar="FILE", required=True, help="write the trace")
-    add(
-        "--threads",
-        metavar="N",
-        type=_whole(1, MOST_THREADS),
-        default=DEFAULT_THREADS,
-        help=f"threads of the workload (default: {DEFAULT_THREADS})",
-    )
-    add(
-        "--pairs",
-        metavar="N",
-        type=_whole(1, MOST_PAIRS),
-        default=DEFAULT_PAIRS,
-        help=f"increments with their decrements, of each thread (default: {DEFAULT_PAIRS})",
-    )
-    add(
-        "--limit",
-        metavar="N",
-        type=_whole(1, MOST_EVENTS),
-        default=DEFAULT_EVENTS,
-        help=f"events recorded of each thread, at the most (default: {DEFAULT_EVENTS})",
-    )
-    add(
-        "--seed",
-        metavar="N",
-        type=_whole(0, 2**64 - 1),
-        default=0,
-        help="of the pseudo-random orders (default: 0)",
-    )
-    return parser
+def _is_program(arguments: Sequence[str]) -> bool:
+    if not arguments:
+        return False
+    first = arguments[0]
+    if first.startswith("-"):
+        return first == "-" or first[:2] in ("-m", "-c")
+    return first not in workloads.WORKLOADS and (first.endswith(".py") or os.path.exists(first))
 
 
-class _whole:
-    """The type of an option that takes whole numbers."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self.least, self.most = least, most
-
-    def __call__(self, text: str) -> int:
-        if not (text.isascii() and text.isdigit() and self.least <= int(text) <= self.most):
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number from {self.least} to {self.most}, not {text!r}"
+def _options(arguments: Sequence[str]) -> Options:
+    """By hand: argparse is not to be loaded before the program."""
+    options, rest = Options(), list(arguments)
+    while rest:
+        option, has_value, value = rest.pop(0).partition("=")
+        if not has_value:
+            value = rest.pop(0)
+        if option == "--out":
+            options = options._replace(out=value)
+        elif option != "--limit":
+            raise CommandError(f"{COMMAND}: {option} is for workloads, and this is a program")
+        elif value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_EVENTS:
+            options = options._replace(limit=int(value))
+        else:
+            raise CommandError(
+                f"{COMMAND}: --limit: must be a whole number from 1 to {MOST_EVENTS}, not {value!r}"
             )
-        return int(text)
+    return options
+
+
+def _fitting(text: str) -> str:
+    """The beginning of a text, as far as a trace has room for it."""
+    return text.encode(errors="replace")[:MOST_TEXT].decode(errors="ignore")
+
+
+def _finish(out: str, about: dict[str, str], process: int) -> None:
+    # Not in children that the program forked.
+    if os.getpid() != process:
+        return
+    try:
+        content, unseen = recorded(about)
+        save(COMMAND, out, content)
+        _tell(Trace(content), unseen, len(content))
+        _say(f"Written: {out}")
+    except (CommandError, ValueError, MemoryError) as error:
+        said = error if isinstance(error, CommandError) else f"{COMMAND}: {error or 'out of memory'}"
+        _say(f"refbuf: {said}")
+
+
+def _tell(trace: Trace, unseen: int, size: int) -> None:
+    threads = sorted(trace.threads, key=lambda thread: -(thread[1] + thread[2]))
+    for name, increments, decrements, lost, made in threads[:MOST_LISTED]:
+        line = f"{name}: {increments:,} increments and {decrements:,} decrements recorded"
+        line += f", {lost:,} lost (--limit)" if lost else ""
+        _say(f"{line}; owner of {made:,} objects")
+    if len(threads) > MOST_LISTED:
+        _say(f"and {len(threads) - MOST_LISTED:,} threads that counted less")
+    if unseen:
+        _say(f"{unseen:,} counts lost of threads that found no memory, or are too many for a trace")
+    events = sum(thread[1] + thread[2] for thread in threads)
+    _say(f"{trace.objects:,} objects; {events:,} events in {size:,} bytes")
+
+
+def _say(line: str) -> None:
+    # Not where the program's own output goes; and print(file=None) would.
+    if sys.__stderr__ is not None:
+        print(line, file=sys.__stderr__, flush=True)
