@@ -27,6 +27,8 @@ EPILOG = """Takes about three minutes. Exit status: 0, 2 for bad usage or a miss
 THREADS = (1, 2)
 ROUNDS = 5
 SECONDS = 0.25
+# What is behind this line of the page, the next report leaves as it is.
+KEPT = b"<!-- From here on: not by `lab report`. -->\n"
 # Traces that are carried on by simulation, and for how many threads.
 TRACED = ("literals", "zipf")
 SIMULATED = tuple(1 << power for power in range(0, MOST_SIMULATED_THREADS.bit_length(), 2))
@@ -54,11 +56,23 @@ def main(arguments: Sequence[str]) -> int:
 
     from ..._lab.document import document
 
-    write(COMMAND, paths["LAB.md"], document(figures, found, meta, simulations).encode())
+    kept = _kept(paths["LAB.md"])
+    write(COMMAND, paths["LAB.md"], document(figures, found, meta, simulations).encode() + kept)
     write(COMMAND, paths["lab.png"], run.picture(COMMAND, figures.usual, meta, "png"))
     for simulation in simulations:
         write(COMMAND, paths[f"lab-{simulation['workload']}.png"], _picture(simulation))
     return 0
+
+
+def _kept(path: str) -> bytes:
+    """What somebody has written to the page's end, behind a line that says so."""
+    try:
+        with open(path, "rb") as page:
+            content = page.read()
+    except FileNotFoundError:
+        return b""
+    place = content.find(KEPT)
+    return content[place:] if place >= 0 else b""
 
 
 def _simulate(workload: str) -> dict[str, Any]:
