@@ -275,6 +275,10 @@ test-examples: setup ## The example extensions, on both builds
 	    $(say) "pytest $(C_EXAMPLE)"
 	    $(call pytest,.venv-$$kind) $(C_EXAMPLE)/tests
 	done
+	$(say) "examples/live: installing its libraries in $(FT)"
+	$(FT)/bin/python $(pip_install) -r examples/live/requirements.txt
+	$(say) "pytest examples/live"
+	$(call pytest,$(FT)) examples/live/tests
 
 .PHONY: test-all
 test-all: test $(OTHER_VERSIONS:%=test-py%) ## All tests, and the Python and C ones on pyenv's 3.12 and 3.13 as well
