@@ -73,7 +73,7 @@ static inline uintptr_t refbuf_thread_pointer(void)
 static inline RefBuf_Slot *refbuf_slot(const RefBuf_Buffer *buffer, uintptr_t object)
 {
     uintptr_t hash = (uintptr_t)(((uint64_t)object * REFBUF_MIX) >> REFBUF_HASH_SHIFT);
-    RefBuf_Slot *pair = (RefBuf_Slot *)((char *)buffer->slots + (hash & buffer->byte_mask));
+    RefBuf_Slot *pair = (RefBuf_Slot *)(void *)((char *)buffer->slots + (hash & buffer->byte_mask));
     return pair + (__atomic_load_n(&pair->object, __ATOMIC_RELAXED) != object);
 }
 
