@@ -9,7 +9,7 @@ use super::{context, here};
 use crate::live::flow::{Needs, Registers, GENERAL};
 use crate::live::plan::{Form, Operand, Site};
 use crate::live::selftest::{check_entry, check_site, Chance};
-use crate::live::trampoline::{Context, Purpose};
+use crate::live::trampoline::{Context, Purpose, Shape, Template, LARGEST};
 use crate::live::trial::Trial;
 
 /// What trampolines go by that record.
@@ -56,6 +56,37 @@ fn site() -> impl Strategy<Value = Site> {
         let flags = !matches!(form, Form::Add { .. });
         Site { address: 0, length: 6, form, needs: Needs { free, flags }, red_zone }
     })
+}
+
+/// The longest operands, registers that cost a byte more pushed, and every choice of free
+/// ones: three are borrowed at most.
+#[test]
+fn no_trampoline_is_longer_than_is_reserved() {
+    let operand = Operand { base: Register::RAX, index: Register::RCX, scale: 8, displacement: 0x7FFF_0000 };
+    let operands = [operand, Operand { base: Register::None, ..operand }];
+    let mut forms = vec![Form::Add { object: Register::RCX }];
+    for operand in operands {
+        for new in [Register::RDX, Register::R15] {
+            forms.extend([Form::Swap { operand, new }, Form::Drop { operand, new }]);
+        }
+    }
+    let mut sets: Vec<Registers> = vec![Registers::NONE];
+    for number in 0..3 {
+        let smaller = sets.clone();
+        sets.extend(smaller.iter().flat_map(|set| GENERAL[number..].iter().map(|&register| set.with(register))));
+    }
+    let mut longest = 0;
+    for context in [context(), recording()] {
+        for &form in &forms {
+            for &free in &sets {
+                let needs = Needs { free, flags: true };
+                let site = Site { address: 0, length: 6, form, needs, red_zone: true };
+                let template = Template::new(&Shape::of(&site, &context), &context).unwrap();
+                longest = longest.max(template.len());
+            }
+        }
+    }
+    assert!(longest <= LARGEST && LARGEST < longest + 64, "the longest has {longest} bytes");
 }
 
 proptest! {
