@@ -19,10 +19,13 @@ impl Buffer {
     /// own path. By the owner.
     #[inline(always)]
     pub fn skips(&self) -> bool {
-        // Stored in any case, as in the C header, where that is one instruction.
-        let left = self.head.skip.load(Ordering::Relaxed).wrapping_sub(1);
-        self.head.skip.store(left, Ordering::Relaxed);
-        left >= 0
+        let left = self.head.skip.load(Ordering::Relaxed);
+        if left <= 0 {
+            // Not stored: operations that the table serves would wait for each other's.
+            return false;
+        }
+        self.head.skip.store(left - 1, Ordering::Relaxed);
+        true
     }
 
     /// Increment, where a credit is at hand. By the owner, who alone changes whose a
