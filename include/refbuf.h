@@ -23,10 +23,13 @@
  * all translation units of that module. Before it, or where it failed, the
  * macros count as CPython does.
  */
+
+/* Outside of the guard: it may be the shim's, which includes this file. */
+#include <Python.h>
+
 #ifndef REFBUF_H
 #define REFBUF_H
 
-#include <Python.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -40,9 +43,17 @@ extern "C" {
 /* Changes with any layout or meaning below. */
 #define REFBUF_ABI_VERSION 2u
 
-/* Whether attached threads buffer here: free-threaded, full API, and no
- * reference totals kept by the interpreter, which buffering would falsify. */
-#if defined(Py_GIL_DISABLED) && !defined(Py_REF_DEBUG) && !defined(Py_LIMITED_API)
+/* Whether the macros may count otherwise than CPython: free-threaded, and no
+ * reference totals kept by the interpreter, which buffering would falsify. With the
+ * limited API, by the functions alone. */
+#if (defined(Py_GIL_DISABLED) || defined(Py_TARGET_ABI3T)) && !defined(Py_REF_DEBUG)
+#  define REFBUF_COUNTS 1
+#else
+#  define REFBUF_COUNTS 0
+#endif
+
+/* Whether attached threads buffer here, and the header knows an object's fields. */
+#if REFBUF_COUNTS && !defined(Py_LIMITED_API)
 #  define REFBUF_BUFFERED 1
 #else
 #  define REFBUF_BUFFERED 0
@@ -111,6 +122,11 @@ typedef struct RefBuf_API {
 /* -- reaching refbuf ------------------------------------------------------ */
 
 #define REFBUF_CAPSULE "refbuf._C_API"
+
+/* What is done where refbuf has not been reached: the shim asks for it. */
+#ifndef REFBUF_UNREACHED
+#  define REFBUF_UNREACHED() ((void)0)
+#endif
 
 /* What an extension knows of refbuf after refbuf_import(). */
 typedef struct RefBuf_Import {
@@ -194,6 +210,7 @@ static inline void RefBuf_IncRef(PyObject *op)
         refbuf_imported.api->IncRef(op);
     }
     else {
+        REFBUF_UNREACHED();
         Py_IncRef(op);
     }
 }
@@ -204,6 +221,7 @@ static inline void RefBuf_DecRef(PyObject *op)
         refbuf_imported.api->DecRef(op);
     }
     else {
+        REFBUF_UNREACHED();
         Py_DecRef(op);
     }
 }
@@ -443,7 +461,7 @@ REFBUF_ALWAYS_INLINE void refbuf_decref(PyObject *op)
     }
 }
 
-#elif REFBUF_BUFFERED || defined(Py_LIMITED_API)
+#elif REFBUF_COUNTS
 static inline void refbuf_incref(PyObject *op) { RefBuf_IncRef(op); }
 static inline void refbuf_decref(PyObject *op) { RefBuf_DecRef(op); }
 #else

@@ -2,7 +2,8 @@
 
 Every thread keeps a small table of *credits*, references that it has already
 counted on an object, and spends and takes back credits without an atomic
-operation. Extensions count through it by `refbuf.h` (see `get_include`).
+operation. Extensions count through it by `refbuf.h` (see `get_include`), or as they are,
+compiled anew (see `get_cflags`).
 
 On builds of CPython with a GIL everything here works too. Attached threads take
 CPython's own path there; threads that are not attached have tables on any build.
@@ -33,7 +34,9 @@ __all__ = [
     "configure",
     "flush",
     "flush_all",
+    "get_cflags",
     "get_include",
+    "get_shimdir",
     "install",
     "installed",
     "refcount",
@@ -84,6 +87,34 @@ def configure(
         # Negative, or beyond any machine word: nonsense like other nonsense.
         given = ", ".join(f"{name}={value}" for name, value in whole.items() if value is not None)
         raise ValueError(f"a value is out of all range: {given}") from None
+
+
+def get_cflags(shim: bool = False) -> list[str]:
+    """The flags with which extensions for this interpreter are compiled: `-I` and the
+    directories of `refbuf.h` and `Python.h`, one flag a directory.
+
+    shim: before those the directory whose `Python.h` puts refbuf's counts in the place of
+        CPython's, so that an extension's source stays as it is.
+
+    Raises FileNotFoundError where the headers are not installed.
+    """
+    import sysconfig  # Here: it takes as long as all that importing refbuf needs.
+
+    paths = sysconfig.get_paths()
+    directories = [get_include(), paths["include"], paths["platinclude"]]
+    if shim:
+        directories.insert(0, get_shimdir())
+    # The two directories of Python's are one on most systems.
+    return [f"-I{directory}" for directory in dict.fromkeys(directories)]
+
+
+def get_shimdir() -> str:
+    """The absolute path of the directory that comes before Python's own headers, for
+    extensions whose source stays as it is."""
+    directory = os.path.join(get_include(), "shim")
+    if not os.path.isfile(os.path.join(directory, "Python.h")):
+        raise FileNotFoundError(f"Python.h is not in {directory}: reinstall refbuf")
+    return directory
 
 
 def get_include() -> str:

@@ -1,62 +1,58 @@
 """`python -m refbuf config`: what a compiler needs to know, one line each."""
 
+import argparse
 import shlex
-import sysconfig
 from collections.abc import Callable, Sequence
 
-from .. import __version__, get_include
+from .. import __version__, get_cflags, get_include, get_shimdir
 from . import CommandError
 from .parser import Parser
 
-DESCRIPTION = """Prints compiler flags for extensions that include refbuf.h.
+DESCRIPTION = """Prints compiler flags for extensions that include refbuf.h, and for
+extensions that count through refbuf without a change to their source.
 
 Each option prints one line; several print in the order in which they are
-given. Paths are quoted for the shell where they need it. As with
-python3-config, the flags are for the interpreter that runs this command."""
+given. Flags are quoted for the shell where they need it. As with
+python3-config, they are for the interpreter that runs this command."""
 
 EPILOG = """refbuf needs nothing at link time: extensions find it when they call
 refbuf_import(). A module is compiled like this:
 
   cc -shared -fPIC -O2 $(python -m refbuf config --cflags) mine.c \\
-     -o mine$(python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"""
+     -o mine$(python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 
+Other people's extensions find refbuf themselves if they are compiled with
+the shim. What CFLAGS says replaces the interpreter's own flags, so restate them:
 
-def includes() -> str:
-    """The -I flag of refbuf.h."""
-    return _flags([_include()])
-
-
-def cflags() -> str:
-    """The -I flags of refbuf.h and of Python.h."""
-    paths = sysconfig.get_paths()
-    # The two directories of Python's are one on most systems.
-    return _flags(list(dict.fromkeys([_include(), paths["include"], paths["platinclude"]])))
-
-
-def _include() -> str:
-    try:
-        return get_include()
-    except FileNotFoundError as error:
-        raise CommandError(str(error)) from None
-
-
-def _flags(directories: list[str]) -> str:
-    return " ".join(f"-I{shlex.quote(directory)}" for directory in directories)
+  CFLAGS="-O2 -DNDEBUG -I$(python -m refbuf config --shimdir)" CXXFLAGS="$CFLAGS" \\
+     python -m pip install --no-binary :all: --no-cache-dir THE-PACKAGE"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints what is asked for; returns the exit status."""
     parser = Parser("config", DESCRIPTION, EPILOG)
-    printers: dict[str, tuple[Callable[[], str], str]] = {
-        "--cflags": (cflags, "-I flags of refbuf.h and of Python.h: all that compiling needs"),
-        "--includes": (includes, "the -I flag of refbuf.h alone"),
-        "--version": (lambda: __version__, "the version of refbuf"),
+    printers: dict[str, tuple[Callable[[argparse.Namespace], str], str]] = {
+        "--cflags": (
+            lambda given: shlex.join(get_cflags(shim=given.shim)),
+            "-I flags of refbuf.h and of Python.h: all that compiling needs",
+        ),
+        "--includes": (lambda given: shlex.join([f"-I{get_include()}"]), "the -I flag of refbuf.h alone"),
+        "--shimdir": (
+            lambda given: get_shimdir(),
+            "the directory whose Python.h has CPython's macros count through refbuf",
+        ),
+        "--version": (lambda given: __version__, "the version of refbuf"),
     }
     for option, (printer, what) in printers.items():
         parser.add_argument(option, action="append_const", dest="wanted", const=printer, help=what)
-    wanted: list[Callable[[], str]] | None = parser.parse_args(arguments).wanted
-    if not wanted:
+    parser.add_argument("--shim", action="store_true", help="--cflags: with the directory of --shimdir first")
+    given = parser.parse_args(arguments)
+    if not given.wanted:
         raise CommandError(f"config: nothing asked for: give one or more of {', '.join(printers)}")
-    # All lines are known before the first is printed.
-    print("\n".join([printer() for printer in wanted]))
+    try:
+        # All lines are known before the first is printed.
+        lines = [printer(given) for printer in given.wanted]
+    except FileNotFoundError as error:
+        raise CommandError(str(error)) from None
+    print("\n".join(lines))
     return 0

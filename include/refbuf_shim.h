@@ -1,0 +1,235 @@
+/* refbuf_shim.h: the names by which CPython counts references, for refbuf.
+ *
+ * For extensions whose source nobody changes. include/shim/Python.h includes
+ * this behind Python.h; where a build cannot have that directory,
+ *
+ *     CFLAGS="-include .../refbuf_shim.h"
+ *
+ * does the same, but comes before anything that the source defines: a
+ * Py_LIMITED_API, Py_BUILD_CORE or _GNU_SOURCE of its own is too late then.
+ *
+ * What the macros and functions mean stays the same. Each evaluates its arguments
+ * once, takes any pointer where CPython's does, and may be called, or have its
+ * address taken.
+ *
+ * refbuf is found when the module is initialized. A library that is no module asks
+ * for it when it first counts an object that another thread owns, and has it once
+ * the main thread has come by. Until then, and where refbuf is missing or has
+ * another ABI version, CPython counts. With REFBUF_REQUIRE=1 in the environment,
+ * or defined, the module's import fails instead.
+ *
+ * On builds with a GIL all counts are CPython's own.
+ */
+#ifndef REFBUF_SHIM_H
+#define REFBUF_SHIM_H
+
+/* Force-included, it meets assembler and sources that do not know Python. */
+#if defined(__ASSEMBLER__)
+#  define REFBUF_SHIM_APPLIES 0
+#elif defined(Py_PYTHON_H)
+#  define REFBUF_SHIM_APPLIES 1
+#elif defined(__has_include)
+#  if __has_include(<Python.h>)
+#    define REFBUF_SHIM_APPLIES 1
+#  else
+#    define REFBUF_SHIM_APPLIES 0
+#  endif
+#else
+#  define REFBUF_SHIM_APPLIES 1
+#endif
+
+#if REFBUF_SHIM_APPLIES
+
+/* The warnings of a compilation are about the extension's own code. */
+#if defined(__GNUC__)
+#  pragma GCC system_header
+#endif
+
+#if !defined(Py_PYTHON_H)
+/* Too late for the source to say so, and all that CPython still allows. */
+#  if !defined(PY_SSIZE_T_CLEAN)
+#    define PY_SSIZE_T_CLEAN
+#  endif
+#  include <Python.h>
+#endif
+
+#include <stdlib.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+static inline void refbuf_shim_ask(void);
+#ifdef __cplusplus
+}
+#endif
+
+/* What refbuf.h does where it has not been reached. */
+#define REFBUF_UNREACHED() refbuf_shim_ask()
+#include "refbuf.h"
+
+#ifndef REFBUF_REQUIRE
+#  define REFBUF_REQUIRE 0
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* -- reaching refbuf ------------------------------------------------------ */
+
+/* Whether this module has asked for refbuf; one for all its translation units. */
+#if defined(__GNUC__)
+__attribute__((weak, visibility("hidden"))) int refbuf_shim_asked
+#  ifdef __cplusplus
+    = 0
+#  endif
+    ;
+#else
+static int refbuf_shim_asked;
+#endif
+
+static inline int refbuf_shim_requires(void)
+{
+    const char *setting = getenv("REFBUF_REQUIRE");
+    if (setting != NULL && setting[0] != '\0') {
+        return !(setting[0] == '0' && setting[1] == '\0');
+    }
+    return REFBUF_REQUIRE;
+}
+
+/* 0, with or without refbuf; -1 with ImportError where it is required, and with what
+ * is no error, as KeyboardInterrupt. Imports: only where any Python code may run. */
+static inline int refbuf_shim_reach(void)
+{
+    PyObject *type, *value, *traceback;
+    int required;
+    if (refbuf_imported.api != NULL) {
+        return 0;
+    }
+    required = refbuf_shim_requires();
+    if (!REFBUF_COUNTS && !required) {
+        return 0;
+    }
+    refbuf_shim_asked = 1;
+    if (refbuf_import() == 0) {
+        return 0;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    if (!required) {
+        PyErr_Clear();
+        return 0;
+    }
+    if (PyErr_ExceptionMatches(PyExc_ImportError)) {
+        return -1;
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_Format(PyExc_ImportError, "REFBUF_REQUIRE is set, and refbuf cannot be imported: %S",
+                 value != NULL ? value : type);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return -1;
+}
+
+static inline int refbuf_shim_pending(void *unused)
+{
+    (void)unused;
+    return refbuf_shim_reach();
+}
+
+/* Counting must not import: whoever counts may hold any lock, or be half-way through
+ * anything. The main thread does where it could run a signal handler. */
+static inline void refbuf_shim_ask(void)
+{
+    if (REFBUF_COUNTS && !refbuf_shim_asked) {
+        refbuf_shim_asked = 1;
+        (void)Py_AddPendingCall(refbuf_shim_pending, NULL);
+    }
+}
+
+/* Any module's initialization comes by one of these, with the interpreter ready to
+ * import others. */
+
+static inline PyObject *refbuf_shim_PyModule_Create2(struct PyModuleDef *definition, int version)
+{
+    return refbuf_shim_reach() < 0 ? NULL : PyModule_Create2(definition, version);
+}
+
+static inline PyObject *refbuf_shim_PyModuleDef_Init(struct PyModuleDef *definition)
+{
+    return refbuf_shim_reach() < 0 ? NULL : PyModuleDef_Init(definition);
+}
+
+/* -- the functions -------------------------------------------------------- */
+
+static inline void refbuf_shim_Py_INCREF(PyObject *op) { refbuf_incref(op); }
+static inline void refbuf_shim_Py_DECREF(PyObject *op) { refbuf_decref(op); }
+static inline void refbuf_shim_Py_XINCREF(PyObject *op) { refbuf_xincref(op); }
+static inline void refbuf_shim_Py_XDECREF(PyObject *op) { refbuf_xdecref(op); }
+static inline void refbuf_shim_Py_IncRef(PyObject *op) { refbuf_xincref(op); }
+static inline void refbuf_shim_Py_DecRef(PyObject *op) { refbuf_xdecref(op); }
+
+static inline PyObject *refbuf_shim_Py_NewRef(PyObject *op)
+{
+    refbuf_incref(op);
+    return op;
+}
+
+static inline PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
+{
+    refbuf_xincref(op);
+    return op;
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+/* -- the names ------------------------------------------------------------ */
+
+/* A name becomes our function's, whatever follows it; followed by arguments, that is a
+ * macro which casts them, as CPython's does. So no use of the name escapes. */
+
+#undef Py_INCREF
+#undef Py_DECREF
+#undef Py_XINCREF
+#undef Py_XDECREF
+#undef Py_NewRef
+#undef Py_XNewRef
+#undef Py_CLEAR
+#undef Py_SETREF
+#undef Py_XSETREF
+#undef PyModule_Create2
+
+#define Py_INCREF refbuf_shim_Py_INCREF
+#define Py_DECREF refbuf_shim_Py_DECREF
+#define Py_XINCREF refbuf_shim_Py_XINCREF
+#define Py_XDECREF refbuf_shim_Py_XDECREF
+#define Py_NewRef refbuf_shim_Py_NewRef
+#define Py_XNewRef refbuf_shim_Py_XNewRef
+#define _Py_NewRef refbuf_shim_Py_NewRef
+#define _Py_XNewRef refbuf_shim_Py_XNewRef
+#define _Py_IncRef refbuf_shim_Py_INCREF
+#define _Py_DecRef refbuf_shim_Py_DECREF
+#define Py_IncRef refbuf_shim_Py_IncRef
+#define Py_DecRef refbuf_shim_Py_DecRef
+#define PyModule_Create2 refbuf_shim_PyModule_Create2
+#define PyModuleDef_Init refbuf_shim_PyModuleDef_Init
+
+#define refbuf_shim_Py_INCREF(op) refbuf_shim_Py_INCREF(REFBUF_OBJECT(op))
+#define refbuf_shim_Py_DECREF(op) refbuf_shim_Py_DECREF(REFBUF_OBJECT(op))
+#define refbuf_shim_Py_XINCREF(op) refbuf_shim_Py_XINCREF(REFBUF_OBJECT(op))
+#define refbuf_shim_Py_XDECREF(op) refbuf_shim_Py_XDECREF(REFBUF_OBJECT(op))
+#define refbuf_shim_Py_NewRef(op) refbuf_shim_Py_NewRef(REFBUF_OBJECT(op))
+#define refbuf_shim_Py_XNewRef(op) refbuf_shim_Py_XNewRef(REFBUF_OBJECT(op))
+
+/* Macros in CPython too, and no functions. */
+#define Py_CLEAR(variable) RefBuf_CLEAR(variable)
+#define Py_SETREF(variable, op) RefBuf_SETREF(variable, op)
+#define Py_XSETREF(variable, op) RefBuf_XSETREF(variable, op)
+
+#endif /* REFBUF_SHIM_APPLIES */
+
+#endif /* REFBUF_SHIM_H */
