@@ -82,19 +82,19 @@ def loaded_extensions() -> Iterator[str]:
 
 _create_dynamic: Callable[..., Any] = _imp.create_dynamic
 _report: InstallReport | None = None
-#: Addresses of the trampolines that perf's file names; None where none is wanted.
+#: Addresses of the trampolines that perf's file and gdb name; None where none is wanted.
 _named: set[int] | None = None
 
 
 def _name_trampolines() -> None:
-    """For perf, which looks for names of generated code in this file (perf-report(1), JIT)."""
+    """For gdb, and for perf, which looks for names of generated code in this file (perf-report(1), JIT)."""
     if _named is None:
         return
+    new = [trampoline for trampoline in _refbuf.live_trampolines() if trampoline[0] not in _named]
     with open(f"/tmp/perf-{os.getpid()}.map", "a") as names:
-        for address, size, name in _refbuf.live_trampolines():
-            if address not in _named:
-                names.write(f"{address:x} {size:x} {name}\n")
-                _named.add(address)
+        names.writelines(f"{address:x} {size:x} {name}\n" for address, size, name in new)
+    _refbuf.live_tell_gdb(new)
+    _named.update(address for address, _, _ in new)
 
 
 def _create_and_patch(spec: Any, *rest: Any) -> Any:
@@ -116,8 +116,9 @@ def install(extensions: bool = True, perf_map: bool = False) -> InstallReport:
     """Has the interpreter count through the buffers, and its extension modules as well.
 
     extensions: also those that are loaded, and those that will be.
-    perf_map: perf can name the trampolines: they are listed in /tmp/perf-PID.map, in which
-        other generated code of the process may be as well. Not in that of a forked child.
+    perf_map: perf and gdb can name the trampolines: they are listed in /tmp/perf-PID.map, in
+        which other generated code of the process may be as well, though not in that of a forked
+        child; gdb is told through its interface for generated code.
 
     Again where it is installed: the report of the first time. Raises UnsupportedError,
     and changes nothing, where live mode cannot be used: not x86-64 Linux, a build with a

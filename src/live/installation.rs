@@ -17,10 +17,9 @@ use std::time::Instant;
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 
-pub(crate) use super::interpreter::obstacle;
-use super::interpreter::{context, entry, increment, quietly, refuse_others, to_buffer, to_record};
-
+use super::gdb;
 use super::image::{self, Image};
+use super::interpreter::{context, entry, increment, quietly, refuse_others, to_buffer, to_record};
 use super::memory;
 use super::patch::Patch;
 use super::plan::{self, Form, Plan};
@@ -30,6 +29,8 @@ use super::trampoline::{Purpose, Shape};
 use crate::core::sync::lock;
 use crate::interp;
 use crate::lab::trace;
+
+pub(crate) use super::interpreter::obstacle;
 
 /// What is or was installed in one image.
 #[derive(Debug)]
@@ -344,4 +345,13 @@ pub(crate) fn trampolines() -> Vec<(Range<usize>, String)> {
         named.extend(known.patch.trampolines().into_iter().map(|(range, address)| (range, name(address))));
     }
     named
+}
+
+/// Has gdb know these trampolines.
+///
+/// # Errors
+///
+/// What cannot be said.
+pub(crate) fn tell_gdb(named: &[(Range<usize>, String)]) -> Result<(), String> {
+    gdb::tell(named).map_err(|error| error.to_string())
 }

@@ -7,6 +7,7 @@
 //! | [`branches`] | that no branch goes into the middle of a site |
 //! | [`plan`] | which instructions count, and whether each may be replaced |
 //! | [`trampoline`] | the machine code that stands in for them |
+//! | [`gdb`] | their names, for a debugger |
 //! | [`recorder`] | what the threads of a program count, written down |
 //! | [`memory`] | pages within reach of a jump |
 //! | [`patch`] | apply, all or nothing, and revert |
@@ -19,6 +20,7 @@
 
 pub mod branches;
 pub mod flow;
+pub mod gdb;
 pub mod image;
 pub mod memory;
 pub mod patch;

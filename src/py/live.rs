@@ -89,6 +89,10 @@ mod here {
     pub(super) fn trampolines() -> Vec<(Range<usize>, String)> {
         Vec::new()
     }
+
+    pub(super) fn tell_gdb(_named: &[(Range<usize>, String)]) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 fn describe<'py>(py: Python<'py>, report: &here::ImageReport) -> PyResult<Bound<'py, PyDict>> {
@@ -178,6 +182,13 @@ fn live_trampolines() -> Vec<(usize, usize, String)> {
     here::trampolines().into_iter().map(|(range, name)| (range.start, range.len(), name)).collect()
 }
 
+/// Has gdb know these trampolines, given as [`live_trampolines`] does.
+#[pyfunction]
+fn live_tell_gdb(trampolines: Vec<(usize, usize, String)>) -> PyResult<()> {
+    let named: Vec<_> = trampolines.into_iter().map(|(start, size, name)| (start..start + size, name)).collect();
+    here::tell_gdb(&named).map_err(PyRuntimeError::new_err)
+}
+
 /// Adds all this to the module.
 pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("UnsupportedError", module.py().get_type::<UnsupportedError>())?;
@@ -189,5 +200,6 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(live_recorded, module)?)?;
     module.add_function(wrap_pyfunction!(live_load_extension, module)?)?;
     module.add_function(wrap_pyfunction!(live_uninstall, module)?)?;
-    module.add_function(wrap_pyfunction!(live_trampolines, module)?)
+    module.add_function(wrap_pyfunction!(live_trampolines, module)?)?;
+    module.add_function(wrap_pyfunction!(live_tell_gdb, module)?)
 }

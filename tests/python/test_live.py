@@ -4,6 +4,7 @@ Each test patches an interpreter of its own.
 """
 
 import platform
+import shutil
 import sys
 
 import pytest
@@ -171,6 +172,54 @@ def test_perf_can_name_the_trampolines(run_live):
     for address, size, _ in lines:
         first, last = int(address, 16), int(address, 16) + int(size, 16)
         assert any(start <= first and last <= end for start, end in executable)
+    """)
+
+
+@live
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm reads what gdb is told")
+def test_gdb_is_told_what_perf_is(run_live):
+    run_live("""
+    import ctypes, os, subprocess, tempfile
+    from refbuf import _refbuf
+
+    class Entry(ctypes.Structure):
+        pass
+
+    Entry._fields_ = [("next", ctypes.POINTER(Entry)), ("previous", ctypes.POINTER(Entry)),
+                      ("file", ctypes.POINTER(ctypes.c_char)), ("size", ctypes.c_uint64)]
+
+    class Descriptor(ctypes.Structure):
+        _fields_ = [("version", ctypes.c_uint32), ("action", ctypes.c_uint32),
+                    ("relevant", ctypes.POINTER(Entry)), ("first", ctypes.POINTER(Entry))]
+
+    def told():
+        entry = Descriptor.in_dll(ctypes.CDLL(_refbuf.__file__), "__jit_debug_descriptor").first
+        names = set()
+        while entry:
+            with tempfile.NamedTemporaryFile() as elf:
+                elf.write(entry.contents.file[: entry.contents.size])
+                elf.flush()
+                out = subprocess.check_output(["nm", "--print-size", elf.name], text=True)
+            for line in out.splitlines():
+                address, size, kind, name = line.split()
+                assert kind in "tb", line  # in a section, which has no bytes
+                names.add((int(address, 16), int(size, 16), name))
+            entry = entry.contents.next
+        return names
+
+    def listed():
+        with open(path) as lines:
+            return {(int(address, 16), int(size, 16), name) for address, size, name in map(str.split, lines)}
+
+    path = f"/tmp/perf-{os.getpid()}.map"
+    assert not told()
+    report = refbuf.install(perf_map=True)
+    try:
+        assert told() == listed() and len(told()) == report.sites + 1
+        import _elementtree
+        assert told() == listed()
+    finally:
+        os.unlink(path)
     """)
 
 

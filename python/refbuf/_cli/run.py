@@ -25,7 +25,7 @@ for standard input. All that follows the program is the program's.
 options:
   --stats         at exit, print what the buffers did to standard error
   --no-extensions leave extension modules alone: only the interpreter's own counts
-  --perf-map      name the trampolines for perf, in /tmp/perf-PID.map
+  --perf-map      name the trampolines for perf, in /tmp/perf-PID.map, and for gdb
   --slots N       slots of each thread's buffer, a power of two
   --heartbeat MS  milliseconds between two beats
   -h, --help      this text
