@@ -126,7 +126,7 @@ fn file(trampolines: &[(Range<usize>, String)]) -> object::write::Result<Vec<u8>
         writer.write_section_header(&SectionHeader {
             sh_name: writer.section_name_offset(Some(section_name)),
             sh_type: elf::SHT_NOBITS,
-            sh_flags: elf::SectionFlags(u64::from(elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0)),
+            sh_flags: elf::SHF_ALLOC | elf::SHF_EXECINSTR,
             sh_addr: stretch.start as u64,
             sh_offset: 0,
             sh_size: stretch.len() as u64,
