@@ -118,7 +118,7 @@ def test_it_may_be_installed_a_thousand_times_while_the_program_works(run_live):
 
 @live
 def test_what_hangs_on_a_dead_container_dies_with_it(run_live):
-    """However deep: who gives credits back takes none in."""
+    """However deep."""
     run_live("""
     refbuf.configure(heartbeat_ms=100)
     refbuf.install()
@@ -150,6 +150,52 @@ def test_what_hangs_on_a_dead_container_dies_with_it(run_live):
         assert refbuf.stats().beats - before <= 8, refbuf.stats().beats - before
         go.set()
         sleeper.join()
+    """)
+
+
+@live
+def test_who_gives_credits_back_takes_none_in(run_live):
+    """A flush drops the last reference to a container whose items another thread has credits on."""
+    run_live("""
+    refbuf.configure(heartbeat_ms=60_000)
+    refbuf.install()
+    class Thing:
+        pass
+    made, things = [], None
+    handed, done, go = threading.Event(), threading.Event(), threading.Event()
+    def use():
+        handed.wait()
+        for _ in range(100):
+            for thing in things:
+                pass
+        done.set()
+        go.wait()
+    user = threading.Thread(target=use)
+    user.start()
+    # Its objects are nobody's once it has ended; `user` is there already, and so not in its place.
+    maker = threading.Thread(target=lambda: made.append([Thing() for _ in range(50)]))
+    maker.start()
+    maker.join()
+    container = made.pop()
+    things = tuple(container)
+    handed.set()
+    done.wait()
+    things = None
+    refbuf.flush()
+    others = refbuf.stats().credits
+    assert others > 0
+    for _ in range(100):
+        again = container
+    again = None
+    assert refbuf.stats().credits > others, "the container is in the table"
+    death = weakref.ref(container[0])
+    del container
+    refbuf.flush()
+    assert refbuf.stats().credits == others
+    go.set()
+    user.join()
+    refbuf.flush_all()
+    assert death() is None
     """)
 
 
