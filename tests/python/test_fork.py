@@ -373,16 +373,17 @@ def test_credits_are_given_back_after_a_fork_that_did_not_wait_for_the_settler(r
         class Slow:
             def __del__(self):
                 begun.set()
-                time.sleep(1.5)
+                may_end.wait(30)
                 log.append("slow")
 
-        begun = threading.Event()
+        begun, may_end = threading.Event(), threading.Event()
         worker = Worker()
         left_to_credits(worker, Slow)
         assert begun.wait(30)
         left_to_credits(worker, lambda: Tracked(log, "waiting"))
         assert_child_succeeds(in_child(lambda: None))
         assert log == []
+        may_end.set()
         assert wait_until(lambda: log == ["slow", "waiting"]), log
         """
     )
