@@ -120,13 +120,14 @@ def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[st
     return found
 
 
-def table(rows: list[Row]) -> Table:
-    """All rows, a section for each workload."""
+def table(rows: list[Row], unit: str = "pair") -> Table:
+    """All rows, a section for each workload; what they count is a pair, or another unit."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     made.add_column("workload", style="bold", no_wrap=True)
     made.add_column("threads", justify="right", no_wrap=True)
     made.add_column("variant", no_wrap=True)
-    for heading in ("ns per\npair", "scaling", "throughput\nto stock", "atomics per\n1,000 pairs"):
+    headings = (f"ns per\n{unit}", "scaling", "throughput\nto stock", f"atomics per\n1,000 {unit}s")
+    for heading in headings:
         made.add_column(heading, justify="right", no_wrap=True)
     before: Row | None = None
     for row in rows:
@@ -141,7 +142,7 @@ def table(rows: list[Row]) -> Table:
             f"{row.ns_per_pair:,.2f}",
             f"{row.scaling:.2f}",
             _coloured(row),
-            f"{row.atomics_per_1000_pairs:,.2f}",
+            "" if row.atomics_per_1000_pairs is None else f"{row.atomics_per_1000_pairs:,.2f}",
         )
         before = row
     return made

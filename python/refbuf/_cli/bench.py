@@ -52,6 +52,10 @@ def main(arguments: Sequence[str]) -> int:
         from . import bench_python
 
         return bench_python.main(arguments)
+    if "--extensions" in arguments:
+        from . import bench_extensions
+
+        return bench_extensions.main(arguments)
     options = _parser().parse_args(arguments)
     chosen_workloads = names(COMMAND, "workload", options.workloads, workloads.WORKLOADS)
     chosen_variants = names(COMMAND, "variant", options.variants or _usual(), workloads.VARIANTS)
@@ -156,6 +160,12 @@ def _parser() -> Parser:
         action="store_true",
         help="measure programs of Python instead, each as it is and in live mode: "
         "python -m refbuf bench --python --help",
+    )
+    add(
+        "--extensions",
+        action="store_true",
+        help="measure packages of others instead, each as it is and compiled with the shim: "
+        "python -m refbuf bench --extensions --help",
     )
     add("--quick", action="store_true", help="fewer and shorter rounds, within 30 seconds")
     add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")

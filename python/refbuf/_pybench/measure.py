@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import geometric_mean, median
 from typing import NamedTuple
@@ -110,10 +110,15 @@ class ChildError(Exception):
     """A process that was to measure did not."""
 
 
-def run_seconds(matrix: Matrix, budget: float, longest: float) -> float:
-    """How long each run may take, so that all end within `budget` seconds."""
+def run_seconds(
+    matrix: Matrix, budget: float, longest: float, overhead_of: Mapping[str, float] = _OVERHEAD
+) -> float:
+    """How long each run may take, so that all end within `budget` seconds.
+
+    `overhead_of` has what else a process of each variant takes, in seconds.
+    """
     pairs = matrix.runs / len(matrix.variants)
-    overhead = pairs * sum(_OVERHEAD[variant] for variant in matrix.variants)
+    overhead = pairs * sum(overhead_of[variant] for variant in matrix.variants)
     each = (budget - overhead) / matrix.runs / (1 + WARM_UP)
     return round(max(_SHORTEST_RUN, min(longest, each)), 3)
 
@@ -130,6 +135,25 @@ def measure(
     With a `time_limit` in seconds, no round is started that would not end
     within it, apart from the first. Raises ChildError, and NothingDone.
     """
+    samples, rounds_done = collect(matrix, lambda cell: run(cell, seconds), on_run, time_limit)
+    answers = [answer for taken in samples.values() for answer in taken]
+    return Results(
+        rows=rows(samples),
+        rounds=rounds_done,
+        cpu_share=cpu_share(samples, cpus),
+        gil_enabled=any(answer.gil_enabled for answer in answers),
+        install_ms=1000 * median(answer.install_seconds for answer in answers if answer.install_seconds),
+        sites=min(answer.sites for answer in answers if answer.sites),
+    )
+
+
+def collect(
+    matrix: Matrix,
+    run_cell: Callable[[Cell], Answer],
+    on_run: Callable[[int, Cell], None],
+    time_limit: float | None,
+) -> tuple[dict[Cell, list[Answer]], int]:
+    """What each run of the matrix told, and how many rounds there were; see `measure`."""
     started = time.monotonic()
     samples: dict[Cell, list[Answer]] = {}
     rounds_done = 0
@@ -139,17 +163,9 @@ def measure(
             break
         for cell in turns(matrix, number):
             on_run(number, cell)
-            samples.setdefault(cell, []).append(run(cell, seconds))
+            samples.setdefault(cell, []).append(run_cell(cell))
         rounds_done += 1
-    answers = [answer for taken in samples.values() for answer in taken]
-    return Results(
-        rows=rows(samples),
-        rounds=rounds_done,
-        cpu_share=_cpu_share(samples, cpus),
-        gil_enabled=any(answer.gil_enabled for answer in answers),
-        install_ms=1000 * median(answer.install_seconds for answer in answers if answer.install_seconds),
-        sites=min(answer.sites for answer in answers if answer.sites),
-    )
+    return samples, rounds_done
 
 
 def turns(matrix: Matrix, number: int) -> Iterator[Cell]:
@@ -164,15 +180,26 @@ def turns(matrix: Matrix, number: int) -> Iterator[Cell]:
 
 def run(cell: Cell, seconds: float) -> Answer:
     """Measures in a new process, which is gone when this returns or raises."""
+    return ask(cell, command(cell, seconds), seconds, live=cell.variant == LIVE)
+
+
+def ask(
+    cell: Cell, line: list[str], seconds: float, *, live: bool, changes: Mapping[str, str] | None = None
+) -> Answer:
+    """What the process with this command line tells of its run of so many seconds.
+
+    live: whether it must be in live mode; changes: to the environment, which is without PYTHON_GIL.
+    Raises ChildError, and NothingDone. The process is gone when this returns or raises.
+    """
     what = f"{cell.workload}, {cell.threads} thread{'s' * (cell.threads > 1)}, {cell.variant}"
-    ended = _ended(what, command(cell, seconds), _PATIENCE + 2 * seconds)
+    ended = _ended(what, line, _PATIENCE + 2 * seconds, changes or {})
     if ended.returncode:
         raise ChildError(f"{what}: {_why(ended)}")
     try:
         answer = Answer(**json.loads(ended.stdout))
     except (ValueError, TypeError):
         raise ChildError(f"{what}: printed {ended.stdout[:80]!r}, which is no answer") from None
-    if (answer.sites is not None) != (cell.variant == LIVE):
+    if (answer.sites is not None) != live:
         raise ChildError(f"{what}: live mode was {'off' if answer.sites is None else 'on'}")
     if not answer.operations:
         raise NothingDone(f"{what}: did nothing in {seconds} seconds: give more with --seconds")
@@ -187,11 +214,13 @@ def command(cell: Cell, seconds: float) -> list[str]:
     return [*python, RUNNER, cell.workload, str(cell.threads), repr(seconds)]
 
 
-def _ended(what: str, line: list[str], patience: float) -> subprocess.CompletedProcess[str]:
+def _ended(
+    what: str, line: list[str], patience: float, changes: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
     """Runs a command. Its process is gone afterwards, also where this raises or is interrupted."""
     process = None
     try:
-        with _interrupts_wait():
+        with interrupts_wait():
             process = subprocess.Popen(
                 line,
                 stdin=subprocess.DEVNULL,
@@ -199,7 +228,7 @@ def _ended(what: str, line: list[str], patience: float) -> subprocess.CompletedP
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="backslashreplace",
-                env={name: value for name, value in os.environ.items() if name != "PYTHON_GIL"},
+                env={name: os.environ[name] for name in os.environ if name != "PYTHON_GIL"} | dict(changes),
             )
         out, err = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
@@ -212,7 +241,7 @@ def _ended(what: str, line: list[str], patience: float) -> subprocess.CompletedP
 
 
 @contextmanager
-def _interrupts_wait() -> Iterator[None]:
+def interrupts_wait() -> Iterator[None]:
     """Puts off an interrupt until a process has started, and can be ended."""
     usual = signal.default_int_handler
     in_main = threading.current_thread() is threading.main_thread()
@@ -239,8 +268,13 @@ def _why(ended: subprocess.CompletedProcess[str]) -> str:
     return f"{how}: {lines[-1]}" if lines else how
 
 
-def rows(samples: dict[Cell, list[Answer]]) -> list[Row]:
-    """Medians, and medians of the rounds' ratios to one thread and to stock."""
+def rows(
+    samples: dict[Cell, list[Answer]], place: Callable[[Cell], tuple[int, int, int]] | None = None
+) -> list[Row]:
+    """Medians, and medians of the rounds' ratios to one thread and to stock.
+
+    place: what to sort them by; without it, `_place`.
+    """
     throughput = {cell: median(answer.per_second for answer in taken) for cell, taken in samples.items()}
     return [
         Row(
@@ -253,7 +287,7 @@ def rows(samples: dict[Cell, list[Answer]]) -> list[Row]:
             pairs_per_second=throughput[cell],
             to_stock=_ratio(samples[cell], samples[cell._replace(variant=STOCK)]),
         )
-        for cell in sorted(samples, key=_place)
+        for cell in sorted(samples, key=place or _place)
     ]
 
 
@@ -304,7 +338,8 @@ def _atomics(taken: list[Answer]) -> float | None:
     return median(counted) if counted else None
 
 
-def _cpu_share(samples: dict[Cell, list[Answer]], cpus: int) -> float:
+def cpu_share(samples: dict[Cell, list[Answer]], cpus: int) -> float:
+    """See `Results.cpu_share`."""
     most = max(cell.threads for cell in samples if cell.threads <= cpus)
     return median(
         answer.cpu_share for cell, taken in samples.items() if cell.threads == most for answer in taken

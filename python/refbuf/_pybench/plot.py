@@ -10,39 +10,51 @@ from matplotlib.figure import Figure
 from .._bench.axes import IDEAL
 from .measure import LIVE, STOCK, VARIANTS, Row
 
-# Those of `bench` for stock and refbuf.
-_COLOURS = {STOCK: "#5b5b5b", LIVE: "#0072b2"}
-_THICKNESS = 0.38
+# Those of `bench` for stock and refbuf; the others are of `bench --extensions`.
+_COLOURS = {
+    STOCK: "#5b5b5b",
+    LIVE: "#0072b2",
+    "shim": "#0072b2",
+    "stock-live": "#e69f00",
+    "shim-live": "#009e73",
+}
+# Of the bars of a workload together.
+_THICKNESS = 0.76
+_TITLE = "Pure Python on shared objects"
+# Inches of a workload with two bars.
+_HEIGHT = 0.36
 
 
-def draw(rows: list[Row], meta: dict[str, Any], suffix: str) -> bytes:
+def draw(rows: list[Row], meta: dict[str, Any], suffix: str, title: str = _TITLE) -> bytes:
     """A file's content: png, svg or pdf by `suffix`."""
     workloads = list(dict.fromkeys(row.workload for row in rows))
-    height = 0.36 * len(workloads) + 1.9
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    height = _HEIGHT * len(workloads) * len(variants) / len(VARIANTS) + 1.9
     figure = Figure(figsize=(7.4, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    _bars(axes, workloads, rows, meta["cpus"])
-    _frame(figure, axes, rows, meta, height)
+    _bars(axes, workloads, variants, rows, meta["cpus"])
+    _frame(figure, axes, rows, meta, height, title)
     content = io.BytesIO()
     figure.savefig(content, format=suffix)
     return content.getvalue()
 
 
-def _bars(axes: Axes, workloads: list[str], rows: list[Row], cpus: int) -> None:
+def _bars(axes: Axes, workloads: list[str], variants: list[str], rows: list[Row], cpus: int) -> None:
     most = max(row.threads for row in rows)
     # One measure for both: bars of a workload compare as throughputs do.
     unit = {row.workload: row.pairs_per_second for row in rows if (row.variant, row.threads) == (STOCK, 1)}
-    for place, variant in enumerate(VARIANTS):
+    thickness = _THICKNESS / len(variants)
+    for place, variant in enumerate(variants):
         found = {
             row.workload: row.pairs_per_second / unit[row.workload]
             for row in rows
             if (row.variant, row.threads) == (variant, most)
         }
         bars = axes.barh(
-            [number + (place - 0.5) * _THICKNESS for number in range(len(workloads))],
+            [number + (place + 0.5) * thickness - _THICKNESS / 2 for number in range(len(workloads))],
             [found[workload] for workload in workloads],
-            _THICKNESS,
+            thickness,
             color=_COLOURS[variant],
             label=variant,
         )
@@ -56,7 +68,9 @@ def _bars(axes: Axes, workloads: list[str], rows: list[Row], cpus: int) -> None:
     axes.margins(x=0.08)
 
 
-def _frame(figure: Figure, axes: Axes, rows: list[Row], meta: dict[str, Any], height: float) -> None:
+def _frame(
+    figure: Figure, axes: Axes, rows: list[Row], meta: dict[str, Any], height: float, title: str
+) -> None:
     """Title, legend and the names of the axes, at distances in inches."""
 
     def from_top(inches: float) -> float:
@@ -64,8 +78,7 @@ def _frame(figure: Figure, axes: Axes, rows: list[Row], meta: dict[str, Any], he
 
     most = max(row.threads for row in rows)
     count = f"{most} thread" + ("s" if most != 1 else "")
-    title = f"Pure Python on shared objects with {count}"
-    figure.text(0.012, from_top(0.12), title, fontsize=13, fontweight="bold", va="top")
+    figure.text(0.012, from_top(0.12), f"{title} with {count}", fontsize=13, fontweight="bold", va="top")
     cpus = f"{meta['cpus']} CPU" + ("s" if meta["cpus"] != 1 else "")
     about = f"{meta['python_name']}, {meta['cpu']}, {cpus}"
     runs = f"refbuf {meta['version']}, medians of {meta['rounds']} rounds, {meta['seconds']:g} s a run"
@@ -74,7 +87,7 @@ def _frame(figure: Figure, axes: Axes, rows: list[Row], meta: dict[str, Any], he
     figure.legend(
         loc="upper left",
         bbox_to_anchor=(0.004, from_top(0.76)),
-        ncols=3,
+        ncols=len(_COLOURS),
         frameon=False,
         fontsize=9,
         columnspacing=1.6,

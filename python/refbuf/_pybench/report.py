@@ -20,13 +20,13 @@ _ENOUGH_CPU = 0.9
 def introduce(console: Console, meta: dict[str, Any]) -> None:
     """What is measured, what confounds it, and what is special here."""
     load = meta["load_average"]
-    cpus = (f"load average {load[0]:.1f} on " if load else "") + _count(meta["cpus"], "CPU")
+    cpus = (f"load average {load[0]:.1f} on " if load else "") + count(meta["cpus"], "CPU")
     lines = [
         f"[bold]refbuf {meta['version']} on {meta['python_name']}[/bold], {meta['cpu']}",
         "Threads run loops of pure Python over objects of the main thread, which waits meanwhile. stock is "
         "python itself, live is the same program under python -m refbuf run. ns per op are a thread's, for "
         "an operation of the workload with its share of the loop.",
-        f"Medians of {_count(meta['rounds'], 'round')}, {meta['seconds']:g} s a run, each in a process of "
+        f"Medians of {count(meta['rounds'], 'round')}, {meta['seconds']:g} s a run, each in a process of "
         f"its own, stock and live in turn. Confounders: other work ({cpus}), changing clock speed, cores "
         "that share hardware, where objects lie in memory.",
         *(f"[yellow]Note:[/yellow] {note}." for note in meta["notes"]),
@@ -41,7 +41,7 @@ def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[st
     if results.gil_enabled:
         found.append("the GIL was enabled, so threads took turns, and little contends")
     if max(matrix.threads) > meta["cpus"]:
-        found.append(f"{max(matrix.threads)} threads take turns on {_count(meta['cpus'], 'CPU')}")
+        found.append(f"{max(matrix.threads)} threads take turns on {count(meta['cpus'], 'CPU')}")
     if not results.gil_enabled and results.cpu_share < _ENOUGH_CPU:
         found.append(
             f"the threads got only {results.cpu_share:.0%} of the CPUs that they could have used: other work "
@@ -89,7 +89,7 @@ def summary(figures: Summary, sites: int) -> list[str]:
     if figures.threads is not None:
         where = f"With {figures.threads} threads, where stock scales below {CONTENDED_BELOW:g}"
         lines.append(
-            f"{where} ({_count(len(figures.contended), 'workload')}): live scales to "
+            f"{where} ({count(len(figures.contended), 'workload')}): live scales to "
             f"{figures.contended_scaling:.2f}, stock to {figures.contended_scaling_stock:.2f}, in the "
             "geometric mean."
             if figures.contended
@@ -97,7 +97,7 @@ def summary(figures: Summary, sites: int) -> list[str]:
         )
     lines.append(
         f"Lowest of all: live has {figures.lowest:.2f} of stock's throughput ({figures.lowest_workload}, "
-        f"{_count(figures.lowest_threads, 'thread')})."
+        f"{count(figures.lowest_threads, 'thread')})."
     )
     lines.append(f"Live mode took {figures.install_ms:.0f} ms to plan and prepare, for {sites:,} sites.")
     return lines
@@ -122,5 +122,6 @@ def _coloured(ratio: float) -> str:
     return f"[red]{text}[/red]" if ratio <= _WORSE else text
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number of things."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -33,20 +33,22 @@ class Answer(NamedTuple):
     cpu_share: float
     """CPU time that the process got, over that of a CPU for each thread."""
     atomics: int | None
-    """Atomic operations on counts, where they are counted: in live mode."""
+    """Atomic operations on counts, where they are counted: where refbuf was loaded."""
     install_seconds: float | None
     """Time to plan and prepare live mode; None without it."""
     sites: int | None
     """Instructions that live mode has replaced; None without it."""
     gil_enabled: bool
     """Whether the threads took turns."""
+    counts: int | None = None
+    """Increments and decrements that came to refbuf, where it was loaded; see `refbuf.Stats`."""
 
 
 class _Start:
     """What the last thread that is ready for the start does for all: it reads the clocks."""
 
     def __call__(self) -> None:
-        self.atomics = _atomics()
+        self.stats = _stats()
         self.cpu = process_time()
         self.wall = perf_counter()
 
@@ -80,16 +82,19 @@ def run(loop: Callable[[int], int], threads: int, seconds: float) -> Answer:
     if failures:
         raise failures[0]
     wall, cpu = perf_counter() - start.wall, process_time() - start.cpu
-    atomics = _atomics()
-    report = _refbuf().install() if _refbuf() else None
+    before, after = start.stats, _stats()
+    counted = before is not None and after is not None
+    # Loaded is not installed: an extension may have imported it, to count through it.
+    report = _refbuf().install() if _refbuf() and _refbuf().installed() else None
     return Answer(
         operations=sum(operations for operations, _ in done),
         per_second=sum(operations / taken for operations, taken in done),
         cpu_share=cpu / (wall * threads),
-        atomics=None if atomics is None or start.atomics is None else atomics - start.atomics,
+        atomics=after.atomics - before.atomics if counted else None,
         install_seconds=report and report.seconds,
         sites=report and report.sites,
         gil_enabled=getattr(sys, "_is_gil_enabled", lambda: True)(),
+        counts=after.operations - before.operations if counted else None,
     )
 
 
@@ -102,12 +107,12 @@ def _run_until(loop: Callable[[int], int], deadline: float) -> int:
 
 
 def _refbuf() -> Any:
-    """The package, where `python -m refbuf run` has loaded it."""
+    """The package, where `python -m refbuf run` has loaded it, or an extension."""
     return sys.modules.get("refbuf")
 
 
-def _atomics() -> int | None:
-    return _refbuf().stats().atomics if _refbuf() else None
+def _stats() -> Any:
+    return _refbuf().stats() if _refbuf() else None
 
 
 def main(name: str, threads: str, seconds: str) -> None:
