@@ -75,10 +75,14 @@ def test_nonsense_is_one_sentence(lab, run_process, tmp_path, arguments):
 
 @pytest.mark.parametrize("workload", PROGRAMS)
 def test_atomic_counts_each_pair_twice(workload):
-    run = run_program("atomic", workload, threads=2, seconds=0.02, work=0, **USUAL)
+    for seconds in 0.02, 0.2, 2.0:
+        run = run_program("atomic", workload, threads=2, seconds=seconds, work=0, **USUAL)
+        if run["pairs"] > 100_000:  # or a busy machine has given it no more than a moment
+            break
     # A cell that is made and freed has no increment; a thread may end within a pair.
     least, most = (1_400, 2_050) if workload in ("pipeline", "churn", "graph") else (1_990, 2_010)
-    assert least <= run["atomics_per_1000_pairs"] <= most
+    # And each cell is dropped in the end.
+    assert least <= run["atomics_per_1000_pairs"] <= most + 1000 * run["most_cells"] / run["pairs"]
 
 
 @pytest.mark.parametrize("scheme", ["plain", "thread-count", "deltas", "biased", "credits"])
