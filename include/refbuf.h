@@ -485,6 +485,19 @@ static inline void refbuf_xdecref(PyObject *op)
 
 /* For RefBuf_CLEAR and its kin: the variable is changed before the reference
  * is dropped, since a finalizer may look at it. */
+static inline void refbuf_clear(void *variable)
+{
+    PyObject *const none = NULL;
+    PyObject *old;
+    memcpy(&old, variable, sizeof old);
+    /* Not written where there is nothing to drop, as in CPython: another thread may
+     * just store there. */
+    if (old != NULL) {
+        memcpy(variable, &none, sizeof none);
+        refbuf_decref(old);
+    }
+}
+
 static inline void refbuf_replace(void *variable, PyObject *op, int nullable)
 {
     PyObject *old;
@@ -506,9 +519,12 @@ static inline void refbuf_replace(void *variable, PyObject *op, int nullable)
 #define RefBuf_XINCREF(op) refbuf_xincref(REFBUF_OBJECT(op))
 #define RefBuf_XDECREF(op) refbuf_xdecref(REFBUF_OBJECT(op))
 
+/* A pointer of any kind, to be changed; it may be volatile. */
+#define REFBUF_VARIABLE(variable) ((void *)(uintptr_t)&(variable))
+
 /* Each argument is evaluated once. */
-#define RefBuf_CLEAR(variable) refbuf_replace(&(variable), NULL, 1)
-#define RefBuf_SETREF(variable, op) refbuf_replace(&(variable), REFBUF_OBJECT(op), 0)
-#define RefBuf_XSETREF(variable, op) refbuf_replace(&(variable), REFBUF_OBJECT(op), 1)
+#define RefBuf_CLEAR(variable) refbuf_clear(REFBUF_VARIABLE(variable))
+#define RefBuf_SETREF(variable, op) refbuf_replace(REFBUF_VARIABLE(variable), REFBUF_OBJECT(op), 0)
+#define RefBuf_XSETREF(variable, op) refbuf_replace(REFBUF_VARIABLE(variable), REFBUF_OBJECT(op), 1)
 
 #endif /* REFBUF_H */

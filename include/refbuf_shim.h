@@ -18,7 +18,7 @@
  * another ABI version, CPython counts. With REFBUF_REQUIRE=1 in the environment,
  * or defined, the module's import fails instead.
  *
- * On builds with a GIL all counts are CPython's own.
+ * On builds with a GIL all counts are CPython's own, and so are the names.
  */
 #ifndef REFBUF_SHIM_H
 #define REFBUF_SHIM_H
@@ -49,8 +49,11 @@
 /* Too late for the source to say so, and all that CPython still allows. */
 #  if !defined(PY_SSIZE_T_CLEAN)
 #    define PY_SSIZE_T_CLEAN
+#    include <Python.h>
+#    undef PY_SSIZE_T_CLEAN /* The source may define it with any value. */
+#  else
+#    include <Python.h>
 #  endif
-#  include <Python.h>
 #endif
 
 #include <stdlib.h>
@@ -97,9 +100,16 @@ static inline int refbuf_shim_requires(void)
     return REFBUF_REQUIRE;
 }
 
+/* Once in a life: kept out of whatever calls it, and out of what never does. */
+#if defined(__GNUC__)
+#  define REFBUF_SHIM_COLD __attribute__((noinline, cold)) static inline
+#else
+#  define REFBUF_SHIM_COLD static inline
+#endif
+
 /* 0, with or without refbuf; -1 with ImportError where it is required, and with what
  * is no error, as KeyboardInterrupt. Imports: only where any Python code may run. */
-static inline int refbuf_shim_reach(void)
+REFBUF_SHIM_COLD int refbuf_shim_reach(void)
 {
     PyObject *type, *value, *traceback;
     int required;
@@ -127,6 +137,11 @@ static inline int refbuf_shim_reach(void)
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_Format(PyExc_ImportError, "REFBUF_REQUIRE is set, and refbuf cannot be imported: %S",
                  value != NULL ? value : type);
+    if (!PyErr_ExceptionMatches(PyExc_ImportError)) {
+        /* Its own text is an error. */
+        PyErr_Clear();
+        PyErr_SetString(PyExc_ImportError, "REFBUF_REQUIRE is set, and refbuf cannot be imported");
+    }
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
@@ -164,24 +179,36 @@ static inline PyObject *refbuf_shim_PyModuleDef_Init(struct PyModuleDef *definit
 
 /* -- the functions -------------------------------------------------------- */
 
-static inline void refbuf_shim_Py_INCREF(PyObject *op) { refbuf_incref(op); }
-static inline void refbuf_shim_Py_DECREF(PyObject *op) { refbuf_decref(op); }
-static inline void refbuf_shim_Py_XINCREF(PyObject *op) { refbuf_xincref(op); }
-static inline void refbuf_shim_Py_XDECREF(PyObject *op) { refbuf_xdecref(op); }
-static inline void refbuf_shim_Py_IncRef(PyObject *op) { refbuf_xincref(op); }
-static inline void refbuf_shim_Py_DecRef(PyObject *op) { refbuf_xdecref(op); }
+#if REFBUF_COUNTS
 
-static inline PyObject *refbuf_shim_Py_NewRef(PyObject *op)
+/* In C++98 a template's argument must have external linkage, as CPython's exported
+ * functions have it; from C++11 on any function may be one. */
+#if defined(__cplusplus) && __cplusplus < 201103L && defined(__GNUC__)
+#  define REFBUF_SHIM_FUNCTION __attribute__((visibility("hidden"))) inline
+#else
+#  define REFBUF_SHIM_FUNCTION static inline
+#endif
+
+REFBUF_SHIM_FUNCTION void refbuf_shim_Py_INCREF(PyObject *op) { refbuf_incref(op); }
+REFBUF_SHIM_FUNCTION void refbuf_shim_Py_DECREF(PyObject *op) { refbuf_decref(op); }
+REFBUF_SHIM_FUNCTION void refbuf_shim_Py_XINCREF(PyObject *op) { refbuf_xincref(op); }
+REFBUF_SHIM_FUNCTION void refbuf_shim_Py_XDECREF(PyObject *op) { refbuf_xdecref(op); }
+REFBUF_SHIM_FUNCTION void refbuf_shim_Py_IncRef(PyObject *op) { refbuf_xincref(op); }
+REFBUF_SHIM_FUNCTION void refbuf_shim_Py_DecRef(PyObject *op) { refbuf_xdecref(op); }
+
+REFBUF_SHIM_FUNCTION PyObject *refbuf_shim_Py_NewRef(PyObject *op)
 {
     refbuf_incref(op);
     return op;
 }
 
-static inline PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
+REFBUF_SHIM_FUNCTION PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 {
     refbuf_xincref(op);
     return op;
 }
+
+#endif /* REFBUF_COUNTS */
 
 #ifdef __cplusplus
 }
@@ -192,6 +219,13 @@ static inline PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 /* A name becomes our function's, whatever follows it; followed by arguments, that is a
  * macro which casts them, as CPython's does. So no use of the name escapes. */
 
+#undef PyModule_Create2
+#define PyModule_Create2 refbuf_shim_PyModule_Create2
+#define PyModuleDef_Init refbuf_shim_PyModuleDef_Init
+
+/* Elsewhere the names of ours would be CPython's again: its code stays what it was. */
+#if REFBUF_COUNTS
+
 #undef Py_INCREF
 #undef Py_DECREF
 #undef Py_XINCREF
@@ -201,7 +235,6 @@ static inline PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 #undef Py_CLEAR
 #undef Py_SETREF
 #undef Py_XSETREF
-#undef PyModule_Create2
 
 #define Py_INCREF refbuf_shim_Py_INCREF
 #define Py_DECREF refbuf_shim_Py_DECREF
@@ -215,8 +248,6 @@ static inline PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 #define _Py_DecRef refbuf_shim_Py_DECREF
 #define Py_IncRef refbuf_shim_Py_IncRef
 #define Py_DecRef refbuf_shim_Py_DecRef
-#define PyModule_Create2 refbuf_shim_PyModule_Create2
-#define PyModuleDef_Init refbuf_shim_PyModuleDef_Init
 
 #define refbuf_shim_Py_INCREF(op) refbuf_shim_Py_INCREF(REFBUF_OBJECT(op))
 #define refbuf_shim_Py_DECREF(op) refbuf_shim_Py_DECREF(REFBUF_OBJECT(op))
@@ -229,6 +260,8 @@ static inline PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 #define Py_CLEAR(variable) RefBuf_CLEAR(variable)
 #define Py_SETREF(variable, op) RefBuf_SETREF(variable, op)
 #define Py_XSETREF(variable, op) RefBuf_XSETREF(variable, op)
+
+#endif /* REFBUF_COUNTS */
 
 #endif /* REFBUF_SHIM_APPLIES */
 

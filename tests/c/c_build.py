@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -97,4 +99,84 @@ def run_python(code: str, folder: Path, timeout: float = 60) -> subprocess.Compl
     prologue = f"import sys; sys.path.insert(0, {str(folder)!r})\n"
     return subprocess.run(
         [sys.executable, "-P", "-c", prologue + code], capture_output=True, text=True, timeout=timeout
+    )
+
+
+# -- extensions that know nothing of refbuf, compiled with the shim -----------------
+
+#: The ways to compile them: as CPython's own, and how the shim comes in.
+SHIM_WAYS = ("stock", "directory", "forced", "both")
+
+
+def shim_flags(way: str) -> tuple[str, ...]:
+    """The flags by which a source that only knows Python.h counts through refbuf."""
+    directory = (f"-I{refbuf.get_shimdir()}",)
+    forced = ("-include", str(refbuf_include() / "refbuf_shim.h"))
+    return {"stock": (), "directory": directory, "forced": forced, "both": directory + forced}[way]
+
+
+@dataclass(frozen=True)
+class ShimModule:
+    """One of the shim's torture modules: the main unit is C or C++, the second always C."""
+
+    name: str
+    compiler: Compiler
+    way: str
+    flags: tuple[str, ...] = ()
+
+    def build(self, folder: Path) -> Path:
+        main = "shim_torture.cpp" if self.compiler.is_cpp else "shim_torture.c"
+        second = self.compiler if not self.compiler.is_cpp else C
+        assert second is not None
+        flags = (*shim_flags(self.way), f"-DSHIM_MODULE={self.name}", *self.flags)
+        # Nothing of refbuf's is in sight but by the shim.
+        return build_module(
+            self.name, folder, (self.compiler, main), (second, "shim_unit.c"), flags=flags, include=HERE
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+#: On builds with a GIL there is a stable ABI, and the shim is for that as well.
+_LIMITED = f"-DPy_LIMITED_API=0x{sys.version_info.major:02x}{sys.version_info.minor:02x}0000"
+_LIMITED_MODULES = (
+    ShimModule("stock_limited", Compiler("gcc", "gnu17"), "stock", (_LIMITED,)),
+    ShimModule("shim_limited", Compiler("gcc", "gnu17"), "directory", (_LIMITED,)),
+    ShimModule("shim_older", Compiler("g++", "c++11"), "forced", ("-DPy_LIMITED_API=0x030b0000",)),
+)
+
+SHIM_MODULES = tuple(
+    module
+    for module in (
+        # gcc sees NULL dereferenced in CPython's own macros, on ways that are never gone.
+        ShimModule("stock_c", Compiler("gcc", "gnu17"), "stock", ("-Wno-stringop-overflow",)),
+        ShimModule("stock_cpp", Compiler("g++", "c++17"), "stock", ("-Wno-stringop-overflow",)),
+        ShimModule("shim_c", Compiler("gcc", "gnu89"), "directory"),
+        ShimModule("shim_cpp", Compiler("g++", "c++17"), "forced"),
+        ShimModule("shim_clang", Compiler("clang", "gnu17"), "both", ("-O0",)),
+        ShimModule("shim_clangpp", Compiler("clang++", "c++20"), "directory", ("-O1",)),
+        ShimModule("shim_single", Compiler("gcc", "gnu11"), "forced", ("-DSHIM_SINGLE_PHASE",)),
+        *(() if sysconfig.get_config_var("Py_GIL_DISABLED") else _LIMITED_MODULES),
+    )
+    if shutil.which(module.compiler.command)
+)
+
+
+def run_shimmed(
+    code: str, folder: Path, *options: str, require: str | None = None, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a new interpreter, given `options`, that can import what is in `folder`, and before
+    all else what is in `path`; REFBUF_REQUIRE is as given."""
+    environment = {key: value for key, value in os.environ.items() if key != "REFBUF_REQUIRE"}
+    if require is not None:
+        environment["REFBUF_REQUIRE"] = require
+    folders = [str(place) for place in (path, folder) if place is not None]
+    prologue = f"import sys; sys.path[:0] = {folders!r}\n"
+    return subprocess.run(
+        [sys.executable, "-P", *options, "-c", prologue + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
     )

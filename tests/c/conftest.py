@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from c_build import CPP, C, build_module, load
+from c_build import CPP, SHIM_MODULES, C, build_module, load
 
 
 class Thing:
@@ -88,3 +90,23 @@ def thing(request: pytest.FixtureRequest, made_elsewhere: Callable[..., object])
     thread.start()
     thread.join()
     return made.pop()
+
+
+@pytest.fixture(scope="session")
+def shim_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shim's torture modules, stock and shimmed, not yet imported."""
+    folder = tmp_path_factory.mktemp("shim")
+    with ThreadPoolExecutor(2) as pool:
+        for built in [pool.submit(module.build, folder) for module in SHIM_MODULES]:
+            built.result()
+    return folder
+
+
+@pytest.fixture(params=SHIM_MODULES, ids=str)
+def shim_torture(request: pytest.FixtureRequest, shim_folder: Path) -> ModuleType:
+    """Each of the shim's torture modules, the stock ones among them."""
+    name = request.param.name
+    if name in sys.modules:
+        return sys.modules[name]
+    (path,) = shim_folder.glob(f"{name}.*.so")
+    return load(name, path)
