@@ -38,7 +38,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
+# But for the tests that may be run two at a time.
+ifndef TWO_AT_A_TIME
 .NOTPARALLEL:
+endif
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SUFFIXES:
@@ -146,9 +149,20 @@ bench-gil: setup-gil ## The same on the stock python3: threads that hold no GIL,
 	$(GIL)/bin/python -P -m refbuf bench --json build/bench-gil.json --plot build/bench-gil.png $(BENCH_ARGS)
 	$(say) "build/bench-gil.json and build/bench-gil.png are written"
 
+# Those whose time is the compiler's or the processor's are run two at a time, the others
+# one by one: how soon something comes about is part of what they ask.
+BESIDE = test-rust test-loom sanitize test-c test-doc test-compat
+ALONE = test-python-ft test-live test-cpython-sample test-python-gil test-examples
+
 .PHONY: test
-test: setup test-rust test-loom sanitize test-c test-python-ft test-live test-cpython-sample test-python-gil test-doc test-examples ## All tests, on both builds
-	@$(say) "all tests passed"
+test: setup ## All tests, on both builds
+	@status=0
+	$(MAKE) --jobs=2 --output-sync=target TWO_AT_A_TIME=1 $(BESIDE) || status=$$?
+	if [ $$status -eq 0 ] || [[ "$(firstword -$(MAKEFLAGS))" == -*k* ]]; then
+	    $(MAKE) $(ALONE) || status=$$?
+	fi
+	[ $$status -ne 0 ] || $(say) "all tests passed"
+	exit $$status
 
 # -- the tests, one by one ----------------------------------------------------
 
@@ -200,12 +214,27 @@ sanitize-address: rust
 # pytest against the installed package: -P keeps this folder off sys.path.
 pytest = timeout --kill-after=10 $(TEST_LIMIT) $(1)/bin/python -P -m pytest --quiet $(PYTEST_ARGS)
 
-.PHONY: test-c
-test-c: setup ## The header as C11 and as C++17, and extensions that use it, on both builds
-	@$(say) "pytest tests/c: the C header on the free-threaded build"
+.PHONY: test-c test-c-ft test-c-gil
+test-c: test-c-ft test-c-gil ## The header and the shim, in all languages, and extensions that use them, on both builds
+
+test-c-ft: setup-ft
+	@$(say) "pytest tests/c: the C headers on the free-threaded build"
 	$(call pytest,$(FT)) tests/c
-	$(say) "pytest tests/c: the C header on the stock python3"
+
+test-c-gil: setup-gil
+	@$(say) "pytest tests/c: the C headers on the stock python3"
 	$(call pytest,$(GIL)) tests/c
+
+.PHONY: compat test-compat
+compat: setup ## Packages from PyPI, built stock and with the shim, and their own tests (COMPAT_ARGS="--rounds 5 --write")
+	@$(say) "packages from PyPI, stock and with the shim"
+	$(PYTHON) tools/compat.py $(GIL)/bin/python $(FT)/bin/python $(COMPAT_ARGS)
+
+test-compat: setup ## Three of them, and the tests of what compares them
+	@$(say) "pytest tests/compat"
+	$(call pytest,$(GIL)) tests/compat
+	$(say) "three packages from PyPI, stock and with the shim"
+	$(PYTHON) tools/compat.py $(GIL)/bin/python $(FT)/bin/python --sample
 
 .PHONY: test-python-ft
 test-python-ft: setup-ft ## The Python tests on the free-threaded build
