@@ -151,7 +151,7 @@ bench-gil: setup-gil ## The same on the stock python3: threads that hold no GIL,
 
 # Those whose time is the compiler's or the processor's are run two at a time, the others
 # one by one: how soon something comes about is part of what they ask.
-BESIDE = test-rust test-loom sanitize test-c test-doc test-compat
+BESIDE = test-rust test-loom sanitize test-c test-doc test-compat test-builds
 ALONE = test-python-ft test-live test-cpython-sample test-python-gil test-examples
 
 .PHONY: test
@@ -235,6 +235,17 @@ test-compat: setup ## Three of them, and the tests of what compares them
 	$(call pytest,$(GIL)) tests/compat
 	$(say) "three packages from PyPI, stock and with the shim"
 	$(PYTHON) tools/compat.py $(GIL)/bin/python $(FT)/bin/python --sample
+
+.PHONY: test-builds test-builds-ft test-builds-gil
+test-builds: test-builds-ft test-builds-gil ## An extension by each build system, with the shim, on both builds
+
+test-builds-ft: setup-ft
+	@$(say) "pytest examples/shim on the free-threaded build"
+	$(call pytest,$(FT)) examples/shim/tests
+
+test-builds-gil: setup-gil
+	@$(say) "pytest examples/shim on the stock python3"
+	$(call pytest,$(GIL)) examples/shim/tests
 
 .PHONY: test-python-ft
 test-python-ft: setup-ft ## The Python tests on the free-threaded build

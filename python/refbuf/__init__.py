@@ -35,7 +35,9 @@ __all__ = [
     "flush",
     "flush_all",
     "get_cflags",
+    "get_cmake_dir",
     "get_include",
+    "get_pkgconfig_dir",
     "get_shimdir",
     "install",
     "installed",
@@ -126,3 +128,21 @@ def get_include() -> str:
         if os.path.isfile(os.path.join(directory, "refbuf.h")):
             return directory
     raise FileNotFoundError(f"refbuf.h is not in {os.path.join(package, 'include')}: reinstall refbuf")
+
+
+def get_cmake_dir() -> str:
+    """The absolute path of the directory that CMake's `find_package(refbuf)` needs, as `refbuf_DIR`."""
+    return _directory_of("cmake", "refbuf-config.cmake")
+
+
+def get_pkgconfig_dir() -> str:
+    """The absolute path of the directory for `PKG_CONFIG_PATH`: of `refbuf.pc` and `refbuf-shim.pc`."""
+    return _directory_of("pkgconfig", "refbuf.pc")
+
+
+def _directory_of(name: str, file: str) -> str:
+    """A directory of this package that holds a file."""
+    directory = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    if not os.path.isfile(os.path.join(directory, file)):
+        raise FileNotFoundError(f"{file} is not in {directory}: reinstall refbuf")
+    return directory

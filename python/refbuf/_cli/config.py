@@ -4,7 +4,7 @@ import argparse
 import shlex
 from collections.abc import Callable, Sequence
 
-from .. import __version__, get_cflags, get_include, get_shimdir
+from .. import __version__, get_cflags, get_cmake_dir, get_include, get_pkgconfig_dir, get_shimdir
 from . import CommandError
 from .parser import Parser
 
@@ -40,6 +40,14 @@ def main(arguments: Sequence[str]) -> int:
         "--shimdir": (
             lambda given: get_shimdir(),
             "the directory whose Python.h has CPython's macros count through refbuf",
+        ),
+        "--cmakedir": (
+            lambda given: get_cmake_dir(),
+            "the directory of refbuf-config.cmake: what CMake wants as refbuf_DIR",
+        ),
+        "--pkgconfigdir": (
+            lambda given: get_pkgconfig_dir(),
+            "the directory of refbuf.pc and refbuf-shim.pc: for PKG_CONFIG_PATH",
         ),
         "--version": (lambda given: __version__, "the version of refbuf"),
     }
