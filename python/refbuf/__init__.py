@@ -96,7 +96,8 @@ def get_cflags(shim: bool = False) -> list[str]:
     directories of `refbuf.h` and `Python.h`, one flag a directory.
 
     shim: before those the directory whose `Python.h` puts refbuf's counts in the place of
-        CPython's, so that an extension's source stays as it is.
+        CPython's, so that an extension's source stays as it is. It has no effect behind Python's
+        own: in setuptools that is `include_dirs=[get_shimdir()]`, and not `extra_compile_args`.
 
     Raises FileNotFoundError where the headers are not installed.
     """

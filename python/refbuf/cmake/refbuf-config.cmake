@@ -28,7 +28,8 @@ endif()
 # Imported targets' directories are system directories by default, which the compiler
 # searches after all others, and these in the order of linking: Python::Module's would come
 # first. As a plain -I the shim's comes before them. (IMPORTED_NO_SYSTEM: CMake 3.23 and
-# 3.24; SYSTEM: later ones. An older CMake has to be told by NO_SYSTEM_FROM_IMPORTED.)
+# 3.24; SYSTEM: later ones.) Where NO_SYSTEM_FROM_IMPORTED is set, all are plain, and Python's
+# come first: target_include_directories(TARGET BEFORE PRIVATE ${refbuf_SHIM_DIR}) there.
 if(NOT TARGET refbuf::shim)
   add_library(refbuf::shim INTERFACE IMPORTED)
   set_target_properties(refbuf::shim PROPERTIES
