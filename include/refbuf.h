@@ -123,7 +123,8 @@ typedef struct RefBuf_API {
 
 #define REFBUF_CAPSULE "refbuf._C_API"
 
-/* What is done where refbuf has not been reached: the shim asks for it. */
+/* What a decrement does where refbuf has not been reached: the shim asks for it. An
+ * increment does nothing of the kind: it waits for nobody, not for a lock either. */
 #ifndef REFBUF_UNREACHED
 #  define REFBUF_UNREACHED() ((void)0)
 #endif
@@ -135,9 +136,46 @@ typedef struct RefBuf_Import {
     intptr_t account_tls_offset;
 } RefBuf_Import;
 
+/* Other threads may count while it becomes known. A distance is looked at by each count,
+ * so what costs something comes after it, in refbuf_api. */
+#if defined(__GNUC__)
+#  define REFBUF_PUBLISH(place, value) __atomic_store_n(&(place), (value), __ATOMIC_RELEASE)
+#  define REFBUF_DISTANCE(place) __atomic_load_n(&(place), __ATOMIC_RELAXED)
+#else
+#  define REFBUF_PUBLISH(place, value) ((place) = (value))
+#  define REFBUF_DISTANCE(place) (place)
+#endif
+
 #ifdef REFBUF_BUILDING
-/* refbuf itself: the exported functions, and the one import state. */
 extern RefBuf_Import refbuf_imported;
+#else
+/* One for all translation units of a module (weak), none shared between
+ * modules (hidden). */
+#  if defined(__GNUC__)
+__attribute__((weak, visibility("hidden"))) RefBuf_Import refbuf_imported
+#    ifdef __cplusplus
+    = {NULL, 0, 0}
+#    endif
+    ;
+#  else
+static RefBuf_Import refbuf_imported;
+#  endif
+#endif
+
+/* The functions, NULL where refbuf has not been reached. Behind a distance that was seen,
+ * never NULL: the fence is for that. */
+static inline const RefBuf_API *refbuf_api(void)
+{
+#if defined(__GNUC__)
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return __atomic_load_n(&refbuf_imported.api, __ATOMIC_ACQUIRE);
+#else
+    return refbuf_imported.api;
+#endif
+}
+
+#ifdef REFBUF_BUILDING
+/* refbuf itself exports these. */
 void RefBuf_IncRef(PyObject *);
 void RefBuf_DecRef(PyObject *);
 void RefBuf_XIncRef(PyObject *);
@@ -153,18 +191,6 @@ void RefBuf_AccountRelease(RefBuf_Account *);
 PyObject *RefBuf_AccountObject(RefBuf_Account *);
 PyObject *RefBuf_AccountWithdraw(RefBuf_Account *);
 #else
-
-/* One for all translation units of a module (weak), none shared between
- * modules (hidden). */
-#  if defined(__GNUC__)
-__attribute__((weak, visibility("hidden"))) RefBuf_Import refbuf_imported
-#    ifdef __cplusplus
-    = {NULL, 0, 0}
-#    endif
-    ;
-#  else
-static RefBuf_Import refbuf_imported;
-#  endif
 
 /* Returns 0, or -1 with ImportError set. Needs an attached thread. */
 static inline int refbuf_import(void)
@@ -197,28 +223,29 @@ static inline int refbuf_import(void)
                         " with: upgrade refbuf, or rebuild the extension");
         return -1;
     }
-    /* The table first: whoever sees the distance may need it. */
-    refbuf_imported.api = api;
-    refbuf_imported.tls_offset = REFBUF_INLINE ? api->tls_offset : 0;
-    refbuf_imported.account_tls_offset = REFBUF_TABLE_INLINE ? api->account_tls_offset : 0;
+    /* The functions first: whoever sees a distance, in another thread, may need them. */
+    REFBUF_PUBLISH(refbuf_imported.api, api);
+    REFBUF_PUBLISH(refbuf_imported.tls_offset, REFBUF_INLINE ? api->tls_offset : 0);
+    REFBUF_PUBLISH(refbuf_imported.account_tls_offset, REFBUF_TABLE_INLINE ? api->account_tls_offset : 0);
     return 0;
 }
 
 static inline void RefBuf_IncRef(PyObject *op)
 {
-    if (refbuf_imported.api != NULL) {
-        refbuf_imported.api->IncRef(op);
+    const RefBuf_API *api = refbuf_api();
+    if (api != NULL) {
+        api->IncRef(op);
     }
     else {
-        REFBUF_UNREACHED();
         Py_IncRef(op);
     }
 }
 
 static inline void RefBuf_DecRef(PyObject *op)
 {
-    if (refbuf_imported.api != NULL) {
-        refbuf_imported.api->DecRef(op);
+    const RefBuf_API *api = refbuf_api();
+    if (api != NULL) {
+        api->DecRef(op);
     }
     else {
         REFBUF_UNREACHED();
@@ -255,29 +282,33 @@ static inline PyObject *RefBuf_XNewRef(PyObject *op)
 /* The program's references: CPython's count without the buffers' credits. */
 static inline Py_ssize_t RefBuf_RefCount(PyObject *op)
 {
-    return refbuf_imported.api != NULL ? refbuf_imported.api->RefCount(op) : Py_REFCNT(op);
+    const RefBuf_API *api = refbuf_api();
+    return api != NULL ? api->RefCount(op) : Py_REFCNT(op);
 }
 
 /* Settles this thread's buffer. May run finalizers. */
 static inline void RefBuf_Flush(void)
 {
-    if (refbuf_imported.api != NULL) {
-        refbuf_imported.api->Flush();
+    const RefBuf_API *api = refbuf_api();
+    if (api != NULL) {
+        api->Flush();
     }
 }
 
 /* Settles every buffer. May run finalizers. */
 static inline void RefBuf_FlushAll(void)
 {
-    if (refbuf_imported.api != NULL) {
-        refbuf_imported.api->FlushAll();
+    const RefBuf_API *api = refbuf_api();
+    if (api != NULL) {
+        api->FlushAll();
     }
 }
 
 static inline void RefBuf_GetStats(RefBuf_Stats *stats)
 {
-    if (refbuf_imported.api != NULL) {
-        refbuf_imported.api->GetStats(stats);
+    const RefBuf_API *api = refbuf_api();
+    if (api != NULL) {
+        api->GetStats(stats);
     }
     else {
         const RefBuf_Stats none = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -287,26 +318,27 @@ static inline void RefBuf_GetStats(RefBuf_Stats *stats)
 
 static inline RefBuf_Account *RefBuf_Enroll(PyObject *op)
 {
-    if (refbuf_imported.api == NULL) {
+    const RefBuf_API *api = refbuf_api();
+    if (api == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "RefBuf_Enroll needs refbuf: call refbuf_import() first");
         return NULL;
     }
-    return refbuf_imported.api->Enroll(op);
+    return api->Enroll(op);
 }
 
 static inline void RefBuf_AccountRelease(RefBuf_Account *account)
 {
-    refbuf_imported.api->AccountRelease(account);
+    refbuf_api()->AccountRelease(account);
 }
 
 static inline PyObject *RefBuf_AccountObject(RefBuf_Account *account)
 {
-    return refbuf_imported.api->AccountObject(account);
+    return refbuf_api()->AccountObject(account);
 }
 
 static inline PyObject *RefBuf_AccountWithdraw(RefBuf_Account *account)
 {
-    return refbuf_imported.api->AccountWithdraw(account);
+    return refbuf_api()->AccountWithdraw(account);
 }
 #endif /* REFBUF_BUILDING */
 
@@ -347,31 +379,33 @@ static inline PyObject *RefBuf_AccountWithdraw(RefBuf_Account *account)
 static inline void RefBuf_AccountIncRef(RefBuf_Account *account)
 {
 #if REFBUF_TABLE_INLINE
-    if (REFBUF_LIKELY(refbuf_imported.account_tls_offset != 0)) {
-        RefBuf_Buffer *buffer = refbuf_buffer(refbuf_thread_pointer(), refbuf_imported.account_tls_offset);
+    intptr_t distance = REFBUF_DISTANCE(refbuf_imported.account_tls_offset);
+    if (REFBUF_LIKELY(distance != 0)) {
+        RefBuf_Buffer *buffer = refbuf_buffer(refbuf_thread_pointer(), distance);
         int aside = refbuf_skips(buffer);
         if (REFBUF_UNLIKELY(aside || !refbuf_spend(buffer, (uintptr_t)account))) {
-            refbuf_imported.api->AccountIncRefMissed(account, aside);
+            refbuf_api()->AccountIncRefMissed(account, aside);
         }
         return;
     }
 #endif
-    refbuf_imported.api->AccountIncRef(account);
+    refbuf_api()->AccountIncRef(account);
 }
 
 static inline void RefBuf_AccountDecRef(RefBuf_Account *account)
 {
 #if REFBUF_TABLE_INLINE
-    if (REFBUF_LIKELY(refbuf_imported.account_tls_offset != 0)) {
-        RefBuf_Buffer *buffer = refbuf_buffer(refbuf_thread_pointer(), refbuf_imported.account_tls_offset);
+    intptr_t distance = REFBUF_DISTANCE(refbuf_imported.account_tls_offset);
+    if (REFBUF_LIKELY(distance != 0)) {
+        RefBuf_Buffer *buffer = refbuf_buffer(refbuf_thread_pointer(), distance);
         int aside = refbuf_skips(buffer);
         if (REFBUF_UNLIKELY(aside || !refbuf_refund(buffer, (uintptr_t)account))) {
-            refbuf_imported.api->AccountDecRefMissed(account, aside);
+            refbuf_api()->AccountDecRefMissed(account, aside);
         }
         return;
     }
 #endif
-    refbuf_imported.api->AccountDecRef(account);
+    refbuf_api()->AccountDecRef(account);
 }
 
 /* -- the inline path ------------------------------------------------------ */
@@ -382,14 +416,14 @@ static inline void RefBuf_AccountDecRef(RefBuf_Account *account)
 static inline void refbuf_incref_buffered(PyObject *op, RefBuf_Buffer *buffer)
 {
     if (REFBUF_UNLIKELY(!refbuf_spend(buffer, (uintptr_t)op))) {
-        refbuf_imported.api->IncRefMissed(op);
+        refbuf_api()->IncRefMissed(op);
     }
 }
 
 static inline void refbuf_decref_buffered(PyObject *op, RefBuf_Buffer *buffer)
 {
     if (REFBUF_UNLIKELY(!refbuf_refund(buffer, (uintptr_t)op))) {
-        refbuf_imported.api->DecRefMissed(op);
+        refbuf_api()->DecRefMissed(op);
     }
 }
 
@@ -397,11 +431,12 @@ static inline void refbuf_decref_buffered(PyObject *op, RefBuf_Buffer *buffer)
  * without the table: a working set of any size must not notice us. */
 REFBUF_ALWAYS_INLINE void refbuf_incref_foreign(PyObject *op, uintptr_t thread)
 {
-    if (REFBUF_UNLIKELY(refbuf_imported.tls_offset == 0)) {
+    intptr_t distance = REFBUF_DISTANCE(refbuf_imported.tls_offset);
+    if (REFBUF_UNLIKELY(distance == 0)) {
         RefBuf_IncRef(op);
         return;
     }
-    RefBuf_Buffer *buffer = refbuf_buffer(thread, refbuf_imported.tls_offset);
+    RefBuf_Buffer *buffer = refbuf_buffer(thread, distance);
     if (refbuf_skips(buffer)) {
         __atomic_fetch_add(&op->ob_ref_shared, (Py_ssize_t)1 << _Py_REF_SHARED_SHIFT, __ATOMIC_RELAXED);
     }
@@ -412,11 +447,12 @@ REFBUF_ALWAYS_INLINE void refbuf_incref_foreign(PyObject *op, uintptr_t thread)
 
 REFBUF_ALWAYS_INLINE void refbuf_decref_foreign(PyObject *op, uintptr_t thread)
 {
-    if (REFBUF_UNLIKELY(refbuf_imported.tls_offset == 0)) {
+    intptr_t distance = REFBUF_DISTANCE(refbuf_imported.tls_offset);
+    if (REFBUF_UNLIKELY(distance == 0)) {
         RefBuf_DecRef(op);
         return;
     }
-    RefBuf_Buffer *buffer = refbuf_buffer(thread, refbuf_imported.tls_offset);
+    RefBuf_Buffer *buffer = refbuf_buffer(thread, distance);
     if (refbuf_skips(buffer)) {
         _Py_DecRefShared(op);
     }

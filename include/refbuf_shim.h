@@ -13,8 +13,8 @@
  * address taken.
  *
  * refbuf is found when the module is initialized. A library that is no module asks
- * for it when it first counts an object that another thread owns, and has it once
- * the main thread has come by. Until then, and where refbuf is missing or has
+ * for it when it first drops a reference to an object that another thread owns, and
+ * has it once the main thread has come by. Until then, and where refbuf is missing or has
  * another ABI version, CPython counts. With REFBUF_REQUIRE=1 in the environment,
  * or defined, the module's import fails instead.
  *
@@ -87,8 +87,12 @@ __attribute__((weak, visibility("hidden"))) int refbuf_shim_asked
     = 0
 #  endif
     ;
+#  define REFBUF_SHIM_ASKED() __atomic_load_n(&refbuf_shim_asked, __ATOMIC_RELAXED)
+#  define REFBUF_SHIM_SET_ASKED(asked) __atomic_store_n(&refbuf_shim_asked, (asked), __ATOMIC_RELAXED)
 #else
 static int refbuf_shim_asked;
+#  define REFBUF_SHIM_ASKED() refbuf_shim_asked
+#  define REFBUF_SHIM_SET_ASKED(asked) (refbuf_shim_asked = (asked))
 #endif
 
 static inline int refbuf_shim_requires(void)
@@ -113,14 +117,14 @@ REFBUF_SHIM_COLD int refbuf_shim_reach(void)
 {
     PyObject *type, *value, *traceback;
     int required;
-    if (refbuf_imported.api != NULL) {
+    if (refbuf_api() != NULL) {
         return 0;
     }
     required = refbuf_shim_requires();
     if (!REFBUF_COUNTS && !required) {
         return 0;
     }
-    refbuf_shim_asked = 1;
+    REFBUF_SHIM_SET_ASKED(1);
     if (refbuf_import() == 0) {
         return 0;
     }
@@ -155,12 +159,15 @@ static inline int refbuf_shim_pending(void *unused)
 }
 
 /* Counting must not import: whoever counts may hold any lock, or be half-way through
- * anything. The main thread does where it could run a signal handler. */
+ * anything. The main thread does where it could run a signal handler. By a decrement
+ * that found nothing: it may run anything and wait for anybody, an increment may not. */
 static inline void refbuf_shim_ask(void)
 {
-    if (REFBUF_COUNTS && !refbuf_shim_asked) {
-        refbuf_shim_asked = 1;
-        (void)Py_AddPendingCall(refbuf_shim_pending, NULL);
+    if (REFBUF_COUNTS && !REFBUF_SHIM_ASKED()) {
+        REFBUF_SHIM_SET_ASKED(1);
+        if (Py_AddPendingCall(refbuf_shim_pending, NULL) < 0) {
+            REFBUF_SHIM_SET_ASKED(0); /* Too many wait already: the next one, then. */
+        }
     }
 }
 

@@ -115,6 +115,10 @@ def test_setref_stores_the_new_value_before_the_finalizer_runs(torture: ModuleTy
     torture.slot_clear()
 
 
+def test_clearing_what_is_empty_writes_nothing(torture: ModuleType) -> None:
+    torture.clear_writes_nothing_for_nothing()
+
+
 def test_a_finalizer_may_use_the_slot_that_drops_it(torture: ModuleType) -> None:
     class Stubborn:
         lives = 3

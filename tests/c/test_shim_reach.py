@@ -126,7 +126,8 @@ LIBRARY = (
     + """
 import ctypes, time
 library = ctypes.PyDLL(PATH)
-library.library_count.argtypes = [ctypes.py_object, ctypes.c_int]
+for function in "library_count", "library_take", "library_drop", "library_count_behind_others":
+    getattr(library, function).argtypes = [ctypes.py_object, ctypes.c_int]
 stay = threading.Event()
 mine, foreign = Made(), made_by(stay)
 
@@ -157,6 +158,37 @@ count(foreign, 1000)
 before = sys.modules["refbuf"].stats().hits
 count(foreign, 1000)
 assert sys.modules["refbuf"].stats().hits - before > 1000
+stay.set()
+print("reached")
+"""
+    assert_prints(run_shimmed(LIBRARY.replace("PATH", repr(str(library))) + code, tmp_path), "reached")
+
+
+@only_free_threaded
+def test_a_library_does_not_ask_where_it_takes_a_reference(library: Path, tmp_path: Path) -> None:
+    """An increment waits for nobody: not for the lock of the queue that asking needs either."""
+    code = """
+library.library_take(foreign, 100)
+for _ in range(1000):
+    pass
+assert not has_refbuf()
+library.library_drop(foreign, 100)
+assert reached()
+stay.set()
+print("reached")
+"""
+    assert_prints(run_shimmed(LIBRARY.replace("PATH", repr(str(library))) + code, tmp_path), "reached")
+
+
+@only_free_threaded
+def test_a_library_that_found_no_room_to_ask_asks_again(library: Path, tmp_path: Path) -> None:
+    code = """
+assert 0 < library.library_count_behind_others(foreign, 1) < 1_000_000
+for _ in range(1000):
+    pass
+assert not has_refbuf()
+count(foreign, 1)
+assert reached()
 stay.set()
 print("reached")
 """

@@ -245,6 +245,20 @@ static PyObject *accepts_null(PyObject *Py_UNUSED(self), PyObject *op)
     Py_RETURN_NONE;
 }
 
+/* Never written: this is not. */
+static PyObject *const read_only = NULL;
+
+/* As CPython's, CLEAR only looks at a variable that is empty: another thread may be about to
+ * fill it, or it may lie where nothing can be written. */
+static PyObject *clear_writes_nothing_for_nothing(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unused))
+{
+    /* The compiler must not know where it points. */
+    PyObject **volatile hidden = (PyObject **)(uintptr_t)&read_only;
+    PyObject **variable = hidden;
+    RefBuf_CLEAR(*variable);
+    Py_RETURN_NONE;
+}
+
 typedef struct Holder {
     int padding;
     PyListObject *list;
@@ -399,6 +413,7 @@ static PyMethodDef methods[] = {
     {"stats", stats, METH_NOARGS, NULL},
     {"evaluates_once", evaluates_once, METH_O, NULL},
     {"accepts_null", accepts_null, METH_O, NULL},
+    {"clear_writes_nothing_for_nothing", clear_writes_nothing_for_nothing, METH_NOARGS, NULL},
     {"accepts_any_object_type", accepts_any_object_type, METH_O, NULL},
     {"is_one_statement", is_one_statement, METH_O, NULL},
     {"slot_get", slot_get, METH_NOARGS, NULL},
