@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+from refbuf._extbench.packages import PACKAGES as MEASURED
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
 
-
-@pytest.fixture(scope="module")
-def compat():
-    spec = importlib.util.spec_from_file_location("compat", ROOT / "tools" / "compat.py")
-    module = importlib.util.module_from_spec(spec)
-    # Data classes look themselves up there.
-    sys.modules["compat"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["compat"]
-
+import compat  # noqa: E402
+from compatibility.building import Job  # noqa: E402
+from compatibility.machine_code import functions  # noqa: E402
+from compatibility.packages import REQUIREMENTS, Interpreter, packages  # noqa: E402
+from compatibility.page import document  # noqa: E402
+from compatibility.results import Result, differences  # noqa: E402
+from compatibility.running import Run, outcomes  # noqa: E402
 
 REPORT = """\
 <testsuites><testsuite>
@@ -35,8 +32,8 @@ REPORT = """\
 """
 
 
-def test_a_report_has_one_outcome_for_each_test(compat):
-    assert compat.outcomes(REPORT) == {
+def test_a_report_has_one_outcome_for_each_test():
+    assert outcomes(REPORT) == {
         "t.A::test_fine": "passed",
         "t.A::test_wrong": "failed",
         "t.A::test_torn_down": "error",
@@ -68,8 +65,8 @@ def pair(stock: dict[str, str], shim: dict[str, str]) -> dict[str, dict[str, str
         ),
     ],
 )
-def test_differences_are_listed_by_name(compat, rounds, found):
-    assert compat.differences(rounds) == found
+def test_differences_are_listed_by_name(rounds, found):
+    assert differences(rounds) == found
 
 
 STOCK = """\
@@ -99,33 +96,40 @@ MOVED = """\
 """
 
 
-def test_where_code_lies_does_not_matter(compat):
-    assert compat.functions(STOCK) == compat.functions(MOVED)
-    assert compat.functions(STOCK)["count"] == [
+def test_where_code_lies_does_not_matter():
+    assert functions(STOCK) == functions(MOVED)
+    assert functions(STOCK)["count"] == [
         ("mov DATA(%rip),%rax", "call <PyList_New@plt>", "ret"),
     ]
 
 
 @pytest.mark.parametrize(("was", "now"), [("PyList_New", "PyDict_New"), ("%rax", "%rbx"), ("\tret\n", "")])
-def test_what_code_does_matters(compat, was, now):
+def test_what_code_does_matters(was, now):
     assert was in STOCK
-    assert compat.functions(STOCK) != compat.functions(STOCK.replace(was, now, 1))
+    assert functions(STOCK) != functions(STOCK.replace(was, now, 1))
 
 
-def test_every_package_is_pinned_and_a_sample_has_one_of_each_kind(compat):
-    packages = compat.packages()
-    assert len({package.name for package in packages}) == len(packages) >= 9
-    assert all(len(package.sha256) == 64 and package.modules for package in packages)
-    assert sorted(package.language for package in packages if package.sample) == ["C", "C++", "Cython"]
-    for line in compat.REQUIREMENTS.read_text().splitlines():
+def test_every_package_is_pinned_and_a_sample_has_one_of_each_kind():
+    pinned = packages()
+    assert len({package.name for package in pinned}) == len(pinned) >= 9
+    assert all(len(package.sha256) == 64 and package.modules for package in pinned)
+    assert sorted(package.language for package in pinned if package.sample) == ["C", "C++", "Cython"]
+    for line in REQUIREMENTS.read_text().splitlines():
         assert not line or line.startswith("#") or "==" in line
+
+
+def test_what_is_measured_is_what_is_tested():
+    pinned = {package.name: (package.version, package.sha256) for package in packages()}
+    for package in MEASURED.values():
+        source = package.source
+        assert pinned[source.name] == (source.version, source.sha256)
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["python3", "--rounds", "0"], ["python3", "--packages", "no-such"],
                   ["python3", "--sample", "--packages", "regex"], ["./no-such-python"]]
 )  # fmt: skip
-def test_bad_usage_is_status_2(compat, arguments, monkeypatch, tmp_path):
+def test_bad_usage_is_status_2(arguments, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["compat.py", *arguments])
     try:
@@ -135,13 +139,13 @@ def test_bad_usage_is_status_2(compat, arguments, monkeypatch, tmp_path):
     assert status == 2
 
 
-def result_of(compat, tmp_path, *, gil: bool, shim: dict[str, str], rounds: int = 2):
-    interpreter = compat.Interpreter("3.13.5", gil, "shim", tmp_path, tmp_path)
-    package = compat.packages()[0]
-    result = compat.Result(compat.Job(package, interpreter, tmp_path))
+def result_of(tmp_path, *, gil: bool, shim: dict[str, str], rounds: int = 2):
+    interpreter = Interpreter("3.13.5", gil, "shim", tmp_path, tmp_path)
+    package = packages()[0]
+    result = Result(Job(package, interpreter, tmp_path))
     for seconds in range(1, rounds + 1):
-        stock = compat.Run({"a": "passed", "b": "failed"}, float(seconds), {}, gil)
-        result.rounds.append({"stock": stock, "shim": compat.Run(shim, 1.5 * seconds, {"hits": 7}, gil)})
+        stock = Run({"a": "passed", "b": "failed"}, float(seconds), {}, gil)
+        result.rounds.append({"stock": stock, "shim": Run(shim, 1.5 * seconds, {"hits": 7}, gil)})
     return result
 
 
@@ -149,25 +153,25 @@ FACTS = {"rounds": 2, "processor": "p", "processors": 2, "compiler": "cc", "load
 
 
 @pytest.mark.parametrize("gil", [True, False])
-def test_the_document_has_outcomes_times_and_what_fails_stock_as_well(compat, tmp_path, gil):
-    text = compat.document([result_of(compat, tmp_path, gil=gil, shim={"a": "passed", "b": "failed"})], FACTS)
+def test_the_document_has_outcomes_times_and_what_fails_stock_as_well(tmp_path, gil):
+    text = document([result_of(tmp_path, gil=gil, shim={"a": "passed", "b": "failed"})], FACTS)
     assert "| 1/1/0 | the same | 1.50 s | 2.25 s | 1.500 | 1.500 to 1.500 |" in text
     assert "failed both ways: b." in text
     assert ("| 7 |" in text) == (not gil)
 
 
-def test_the_document_has_what_is_not_as_stock(compat, tmp_path):
-    unlike = result_of(compat, tmp_path, gil=True, shim={"a": "failed", "b": "failed"})
-    broken = compat.Result(unlike.job, broken="the shim build failed")
-    text = compat.document([unlike, broken], FACTS)
+def test_the_document_has_what_is_not_as_stock(tmp_path):
+    unlike = result_of(tmp_path, gil=True, shim={"a": "failed", "b": "failed"})
+    broken = Result(unlike.job, broken="the shim build failed")
+    text = document([unlike, broken], FACTS)
     assert "0/2/0, **not the same**" in text
     assert "a: passed stock, failed with the shim" in text
     assert "the shim build failed" in text
     assert "not as stock: 2" in text
 
 
-def test_the_document_has_what_is_unsteady_stock(compat, tmp_path):
-    result = result_of(compat, tmp_path, gil=True, shim={"a": "passed", "b": "failed"})
+def test_the_document_has_what_is_unsteady_stock(tmp_path):
+    result = result_of(tmp_path, gil=True, shim={"a": "passed", "b": "failed"})
     result.rounds[1]["stock"].outcomes["a"] = "failed"
     assert result.fine
-    assert "a failed in 1 rounds stock and 0 with the shim, of 2." in compat.document([result], FACTS)
+    assert "a failed in 1 rounds stock and 0 with the shim, of 2." in document([result], FACTS)

@@ -102,6 +102,27 @@ fn refund(a: &mut CodeAssembler, layout: &BufferLayout, slot: AsmRegister64, non
     a.add(qword_ptr(slot + layout.slot_word), layout.refund)
 }
 
+/// Which registers look, and where they go that find nothing.
+struct Way {
+    object: AsmRegister64,
+    buffer: AsmRegister64,
+    slot: AsmRegister64,
+    /// The thread stands aside.
+    aside: CodeLabel,
+    /// No slot is the object's.
+    missed: CodeLabel,
+    /// The gate is shut, or the slot has no credits; behind it, to be left.
+    shut: CodeLabel,
+}
+
+/// Into the gate, with the object's slot.
+fn reach(a: &mut CodeAssembler, context: &Context, way: &Way) -> Result<(), IcedError> {
+    find_buffer(a, context, way.buffer, way.aside)?;
+    find_slot(a, &context.buffer, way.object, way.buffer, way.slot, way.missed)?;
+    enter(a, &context.buffer, way.buffer, way.shut)
+}
+
+/// An increment.
 pub(super) fn add(
     a: &mut CodeAssembler,
     loan: &Loan,
@@ -114,9 +135,7 @@ pub(super) fn add(
     let [buffer, slot] = loan.registers();
     let (mut aside, mut shut, mut missed) = (a.create_label(), a.create_label(), a.create_label());
     loan.take(a)?;
-    find_buffer(a, context, buffer, aside)?;
-    find_slot(a, layout, object, buffer, slot, missed)?;
-    enter(a, layout, buffer, shut)?;
+    reach(a, context, &Way { object, buffer, slot, aside, missed, shut })?;
     spend(a, layout, slot, shut)?;
     leave(a, layout, buffer)?;
     loan.give_back(a)?;
@@ -136,6 +155,7 @@ pub(super) fn add(
     a.jmp(back)
 }
 
+/// A swap that may be an increment or a decrement.
 pub(super) fn swap(
     a: &mut CodeAssembler,
     loan: &Loan,
@@ -148,14 +168,13 @@ pub(super) fn swap(
     let [object, buffer, slot] = loan.registers();
     let (mut not_one_more, mut swapped) = (a.create_label(), a.create_label());
     let (mut shut, mut aside, mut itself) = (a.create_label(), a.create_label(), a.create_label());
+    let way = Way { object, buffer, slot, aside, missed: itself, shut };
     loan.take(a)?;
     a.lea(object, place(operand) - SHARED as i32)?;
     a.lea(buffer, ptr(new - ONE as i32))?;
     a.cmp(buffer, rax)?;
     a.jne(not_one_more)?;
-    find_buffer(a, context, buffer, aside)?;
-    find_slot(a, layout, object, buffer, slot, itself)?;
-    enter(a, layout, buffer, shut)?;
+    reach(a, context, &way)?;
     spend(a, layout, slot, shut)?;
     a.set_label(&mut swapped)?;
     leave(a, layout, buffer)?;
@@ -171,9 +190,7 @@ pub(super) fn swap(
     // Merged, with a count of one: the code behind takes the object for dead.
     a.cmp(rax, LAST as i32)?;
     a.je(itself)?;
-    find_buffer(a, context, buffer, aside)?;
-    find_slot(a, layout, object, buffer, slot, itself)?;
-    enter(a, layout, buffer, shut)?;
+    reach(a, context, &way)?;
     refund(a, layout, slot, shut)?;
     a.jmp(swapped)?;
 
@@ -207,9 +224,7 @@ pub(super) fn take(
     a.je(itself)?;
     loan.take(a)?;
     a.lea(object, place(operand) - SHARED as i32)?;
-    find_buffer(a, context, buffer, aside)?;
-    find_slot(a, layout, object, buffer, slot, missed)?;
-    enter(a, layout, buffer, shut)?;
+    reach(a, context, &Way { object, buffer, slot, aside, missed, shut })?;
     refund(a, layout, slot, shut)?;
     leave(a, layout, buffer)?;
     loan.give_back(a)?;
@@ -236,6 +251,7 @@ pub(super) fn take(
     a.jmp(back)
 }
 
+/// The entry of the function that drops references.
 pub(super) fn take_in(
     a: &mut CodeAssembler,
     context: &Context,
@@ -244,9 +260,7 @@ pub(super) fn take_in(
 ) -> Result<(), IcedError> {
     let layout = &context.buffer;
     let (mut shut, mut missed, mut aside) = (a.create_label(), a.create_label(), a.create_label());
-    find_buffer(a, context, rax, aside)?;
-    find_slot(a, layout, rdi, rax, rcx, missed)?;
-    enter(a, layout, rax, shut)?;
+    reach(a, context, &Way { object: rdi, buffer: rax, slot: rcx, aside, missed, shut })?;
     refund(a, layout, rcx, shut)?;
     leave(a, layout, rax)?;
     a.ret()?;
