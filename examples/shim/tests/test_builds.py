@@ -20,7 +20,7 @@ import refbuf
 HERE = Path(__file__).resolve().parent.parent
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
-WAYS = ("setuptools", "meson-python", "scikit-build-core", "cython")
+WAYS = ("setuptools", "meson-python", "scikit-build-core", "cython", "pybind11", "nanobind")
 
 # What a user sees: the same with the shim and without.
 USE = """
@@ -111,6 +111,12 @@ def test_an_extension_counts_through_refbuf(way: str, python: Path, tmp_path: Pa
     target = build(python, HERE / way, tmp_path)
     assert b"refbuf._C_API" in module_of(target)
     use(python, target, shim=True)
+
+
+def test_the_examples_in_c_have_one_source() -> None:
+    """Each is complete for whoever copies its folder."""
+    sources = {(HERE / way / "codebook.c").read_text() for way in WAYS[:3]}
+    assert len(sources) == 1
 
 
 def test_the_same_source_without_the_shim_does_not(python: Path, tmp_path: Path) -> None:
