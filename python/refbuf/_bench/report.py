@@ -47,7 +47,7 @@ def progress(matrix: Matrix) -> Iterator[Callable[[int, Cell], None]]:
 
         def on_run(_: int, cell: Cell) -> None:
             nonlocal begun
-            what = f"{cell.workload}, {_count(cell.threads, 'thread')}, {cell.variant}"
+            what = f"{cell.workload}, {count(cell.threads, 'thread')}, {cell.variant}"
             bar.update(task, description=what, completed=begun, refresh=True)
             begun += 1
 
@@ -76,9 +76,9 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
         "Threads take and drop references to Python objects of the main thread (private: to their own). "
         "A pair is one increment and one decrement; ns per pair is a thread's. stock is CPython's own "
         "counting; its atomics are known, not counted." + (_DETACHED_LINE if meta["detached"] else ""),
-        f"Medians of {_count(meta['rounds'], 'round')}, {meta['seconds']:g} s a run, variants in turn on the "
+        f"Medians of {count(meta['rounds'], 'round')}, {meta['seconds']:g} s a run, variants in turn on the "
         "same objects. Counting alone: a program does more. Confounders: other work "
-        f"({load_here}{_count(meta['cpus'], 'CPU')}), changing clock speed, cores that share hardware, "
+        f"({load_here}{count(meta['cpus'], 'CPU')}), changing clock speed, cores that share hardware, "
         "where objects lie in memory.",
         *([_work_line(meta)] if meta["work_ns"] else []),
         *(f"[yellow]Note:[/yellow] {note}." for note in meta["notes"]),
@@ -104,17 +104,30 @@ def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[st
         )
     elif meta["gil_enabled"]:
         found.append("the GIL is enabled, so threads take turns, and little contends")
-    if max(matrix.threads) > meta["cpus"]:
-        found.append(f"{max(matrix.threads)} threads take turns on {_count(meta['cpus'], 'CPU')}")
     # Threads that take turns get less by themselves; so does one that is set up
     # for longer than it runs, as for wide alone.
-    if not meta["gil_enabled"] and matrix.workloads != ("wide",) and results.cpu_share < _ENOUGH_CPU:
+    takes_less = meta["gil_enabled"] or matrix.workloads == ("wide",)
+    share = None if takes_less else results.cpu_share
+    return found + shortcomings(meta, matrix, results.rounds, share, added)
+
+
+def shortcomings(
+    meta: dict[str, Any], matrix: Matrix, rounds: int, cpu_share: float | None, added: list[str]
+) -> list[str]:
+    """What any benchmark's run may fall short of, and what was measured unasked.
+
+    cpu_share: of the CPUs that the threads could have used; None where it says nothing.
+    """
+    found = []
+    if max(matrix.threads) > meta["cpus"]:
+        found.append(f"{max(matrix.threads)} threads take turns on {count(meta['cpus'], 'CPU')}")
+    if cpu_share is not None and cpu_share < _ENOUGH_CPU:
         found.append(
-            f"the threads got only {results.cpu_share:.0%} of the CPUs that they could have used: other work "
+            f"the threads got only {cpu_share:.0%} of the CPUs that they could have used: other work "
             "competes, and neither scaling nor ratios can be trusted"
         )
-    if results.rounds < matrix.rounds:
-        found.append(f"there was time for {results.rounds} of {matrix.rounds} rounds")
+    if rounds < matrix.rounds:
+        found.append(f"there was time for {rounds} of {matrix.rounds} rounds")
     if added:
         found.append(f"measured too, for comparison: {' and '.join(added)}")
     return found
@@ -151,7 +164,7 @@ def table(rows: list[Row], unit: str = "pair") -> Table:
 def reclaim(delays: dict[str, float]) -> str:
     """A line on how promptly objects are finalized."""
     heartbeat = delays["heartbeat_ms"]
-    asleep = _count(int(delays["threads"]), "thread")
+    asleep = count(int(delays["threads"]), "thread")
     p99 = delays["p99_ms"]
     return (
         f"From an object's last reference to its finalizer, while {asleep} with credits on it sleep: "
@@ -178,5 +191,5 @@ def _short(value: str | int | float) -> str | int | float:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

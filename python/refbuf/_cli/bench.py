@@ -1,7 +1,8 @@
 """`python -m refbuf bench`: what shared objects cost, with refbuf and without."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .. import workloads
@@ -9,11 +10,10 @@ from .._bench import machine
 from .._bench.measure import DETACHED, STOCK, Matrix, NothingDone, Results, measure
 from .._refbuf import build_info, work_iteration_ns
 from . import CommandError
-from .arguments import counts, names, number
-from .files import INSTALL, check_installed, check_writable, picture_kind, write
+from .arguments import names, number
+from .files import check_installed, check_writable, picture_kind
+from .measuring import COMMAND, add_options, thread_counts, write_files
 from .parser import Parser
-
-COMMAND = "bench"
 
 DESCRIPTION = """Measures what it costs to count references to Python objects that threads share:
 CPython's own way (stock), through the inline path of refbuf.h (refbuf), and
@@ -40,9 +40,6 @@ LONGEST_RUN, LONGEST_QUICK_RUN = 1.0, 0.25
 QUICK_LIMIT = 25.0
 # Objects whose way from last reference to finalizer is timed, at 25 ms each.
 DEFAULT_SAMPLES, QUICK_SAMPLES = 200, 40
-MOST_THREADS = 4096
-MOST_ROUNDS = 1000
-LEAST_SECONDS, MOST_SECONDS = 1e-6, 3600.0
 MOST_WORK_NS = 1e6
 
 
@@ -98,7 +95,15 @@ def main(arguments: Sequence[str]) -> int:
     meta |= {"rounds": results.rounds, "cpu_share": round(results.cpu_share, 3)}
     meta["reclaim"] = _reclaim(QUICK_SAMPLES if quick else DEFAULT_SAMPLES) if meta["buffered"] else None
     _report(results, matrix, meta, added)
-    _write_files(results, meta, options.json, options.plot, suffix)
+
+    from .._bench.report import as_json
+
+    def drawing() -> Callable[[], bytes]:
+        from .._bench.plot import draw
+
+        return partial(draw, results.rows, meta, suffix)
+
+    write_files(options.json, partial(as_json, results, meta), options.plot, drawing)
     return 0
 
 
@@ -135,23 +140,6 @@ def _report(results: Results, matrix: Matrix, meta: dict[str, Any], added: list[
         console.print(report.reclaim(meta["reclaim"]))
 
 
-def _write_files(
-    results: Results, meta: dict[str, Any], json: str | None, plot: str | None, suffix: str
-) -> None:
-    """Each file is complete before it is opened."""
-    from .._bench.report import as_json
-
-    if json:
-        write(COMMAND, json, as_json(results, meta).encode())
-    if plot:
-        # Imported now: an extension module that enables the GIL would spoil the runs.
-        try:
-            from .._bench.plot import draw
-        except ImportError as error:
-            raise CommandError(f"bench: matplotlib cannot be imported ({error}): {INSTALL}") from None
-        write(COMMAND, plot, draw(results.rows, meta, suffix))
-
-
 def _parser() -> Parser:
     parser = Parser("bench", DESCRIPTION, EPILOG)
     add = parser.add_argument
@@ -167,9 +155,14 @@ def _parser() -> Parser:
         help="measure packages of others instead, each as it is and compiled with the shim: "
         "python -m refbuf bench --extensions --help",
     )
-    add("--quick", action="store_true", help="fewer and shorter rounds, within 30 seconds")
-    add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")
-    add("--workloads", metavar="A,B", help=f"which of {', '.join(workloads.WORKLOADS)} (default: all)")
+    add_options(
+        parser,
+        workloads=workloads.WORKLOADS,
+        rounds=(DEFAULT_ROUNDS, QUICK_ROUNDS),
+        quick_seconds=30,
+        minutes="three minutes",
+        picture=" over threads",
+    )
     add(
         "--variants",
         metavar="A,B",
@@ -183,20 +176,6 @@ def _parser() -> Parser:
         default=0.0,
         help="nanoseconds of other work beside each pair (default: 0)",
     )
-    add(
-        "--rounds",
-        metavar="N",
-        type=number(int, 1, MOST_ROUNDS),
-        help=f"rounds to take medians of (default: {DEFAULT_ROUNDS}, quick: {QUICK_ROUNDS})",
-    )
-    add(
-        "--seconds",
-        metavar="S",
-        type=number(float, LEAST_SECONDS, MOST_SECONDS),
-        help="seconds of each single run (default: so that all take about three minutes)",
-    )
-    add("--json", metavar="FILE", help="write the results and all about the machine")
-    add("--plot", metavar="FILE.png", help="write a picture of throughput over threads (png, svg or pdf)")
     return parser
 
 
@@ -205,11 +184,3 @@ def _usual() -> str | None:
     if build_info()["buffered"]:
         return None
     return ",".join(name for name in workloads.VARIANTS if name not in ("refbuf", "refbuf-call"))
-
-
-def thread_counts(text: str | None) -> list[int]:
-    """The numbers of threads that are asked for, or the usual ones."""
-    if text is None:
-        most = machine.cpus()
-        return [1 << power for power in range(most.bit_length()) if 1 << power <= most]
-    return counts(COMMAND, "--threads", text, MOST_THREADS)

@@ -3,7 +3,8 @@
 import shlex
 import sys
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .. import _refbuf
@@ -24,12 +25,10 @@ from .._pybench.measure import ChildError, run_seconds
 from .._pybench.runner import WARM_UP
 from .._pybench.workloads import UNROLLED
 from . import CommandError
-from .arguments import names, number
-from .bench import LEAST_SECONDS, MOST_ROUNDS, MOST_SECONDS, thread_counts
-from .files import INSTALL, check_installed, check_writable, picture_kind, write
+from .arguments import names
+from .files import check_installed, check_writable, picture_kind
+from .measuring import COMMAND, add_options, thread_counts, write_files
 from .parser import Parser
-
-COMMAND = "bench"
 
 DESCRIPTION = f"""Measures what threads do that call into packages of others, with objects that they
 share: {", ".join(PACKAGES)}, compiled as they are (stock), and with
@@ -107,7 +106,15 @@ def main(arguments: Sequence[str]) -> int:
     }
     results = _measure(matrix, seconds, places, QUICK_LIMIT if quick else None, obstacle is None)
     _report(results, matrix, meta, ["1 thread"] if 1 not in chosen_threads else [], obstacle)
-    _write_files(results, meta, options.json, options.plot, suffix)
+
+    from .._pybench.report import as_json
+
+    def drawing() -> Callable[[], bytes]:
+        from .._pybench.plot import draw
+
+        return partial(draw, results.rows, meta, suffix, TITLE)
+
+    write_files(options.json, partial(as_json, results, meta), options.plot, drawing)
     return 0
 
 
@@ -174,22 +181,6 @@ def _report(
         console.print(line)
 
 
-def _write_files(
-    results: Results, meta: dict[str, Any], json: str | None, plot: str | None, suffix: str
-) -> None:
-    """Each file is complete before it is opened."""
-    from .._pybench.report import as_json
-
-    if json:
-        write(COMMAND, json, as_json(results, meta).encode())
-    if plot:
-        try:
-            from .._pybench.plot import draw
-        except ImportError as error:
-            raise CommandError(f"bench: matplotlib cannot be imported ({error}): {INSTALL}") from None
-        write(COMMAND, plot, draw(results.rows, meta, suffix, TITLE))
-
-
 def _parser() -> Parser:
     parser = Parser("bench --extensions", DESCRIPTION, EPILOG)
     # So that errors begin as all of bench do.
@@ -197,23 +188,14 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--extensions", action="store_true", help="this benchmark; without it, bench counts references alone")
     add("--live", action="store_true", help="measure both under live mode too: stock-live and shim-live")
-    add("--quick", action="store_true", help="fewer and shorter rounds, within 60 seconds")
-    add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")
-    add("--workloads", metavar="A,B", help=f"which of {', '.join(WORKLOADS)} (default: all)")
     for option in OTHERS_OPTIONS:
         add(option, help=SUPPRESS)
-    add(
-        "--rounds",
-        metavar="N",
-        type=number(int, 1, MOST_ROUNDS),
-        help=f"rounds to take medians of (default: {DEFAULT_ROUNDS}, quick: {QUICK_ROUNDS})",
+    add_options(
+        parser,
+        workloads=WORKLOADS,
+        rounds=(DEFAULT_ROUNDS, QUICK_ROUNDS),
+        quick_seconds=60,
+        minutes="two minutes",
+        picture=", stock and shim",
     )
-    add(
-        "--seconds",
-        metavar="S",
-        type=number(float, LEAST_SECONDS, MOST_SECONDS),
-        help="seconds of each single run (default: so that all take about two minutes)",
-    )
-    add("--json", metavar="FILE", help="write the results and all about the machine")
-    add("--plot", metavar="FILE.png", help="write a picture of throughput, stock and shim (png, svg or pdf)")
     return parser

@@ -2,7 +2,8 @@
 
 import shlex
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .. import _refbuf
@@ -12,12 +13,10 @@ from .._pybench.measure import VARIANTS, ChildError, Results, measure, run_secon
 from .._pybench.runner import WARM_UP
 from .._pybench.workloads import UNROLLED, WORKLOADS
 from . import CommandError
-from .arguments import names, number
-from .bench import LEAST_SECONDS, MOST_ROUNDS, MOST_SECONDS, thread_counts
-from .files import INSTALL, check_installed, check_writable, picture_kind, write
+from .arguments import names
+from .files import check_installed, check_writable, picture_kind
+from .measuring import COMMAND, add_options, thread_counts, write_files
 from .parser import Parser
-
-COMMAND = "bench"
 
 DESCRIPTION = """Measures what pure Python costs on objects that threads share: as python runs it
 (stock), and under `python -m refbuf run` (live), where the interpreter's own
@@ -85,7 +84,15 @@ def main(arguments: Sequence[str]) -> int:
     }
     results = _measure(matrix, seconds, QUICK_LIMIT if quick else None)
     _report(results, matrix, meta, ["1 thread"] if 1 not in chosen_threads else [])
-    _write_files(results, meta, options.json, options.plot, suffix)
+
+    from .._pybench.report import as_json
+
+    def drawing() -> Callable[[], bytes]:
+        from .._pybench.plot import draw
+
+        return partial(draw, results.rows, meta, suffix)
+
+    write_files(options.json, partial(as_json, results, meta), options.plot, drawing)
     return 0
 
 
@@ -122,45 +129,20 @@ def _report(results: Results, matrix: Matrix, meta: dict[str, Any], added: list[
         console.print(line)
 
 
-def _write_files(
-    results: Results, meta: dict[str, Any], json: str | None, plot: str | None, suffix: str
-) -> None:
-    """Each file is complete before it is opened."""
-    from .._pybench.report import as_json
-
-    if json:
-        write(COMMAND, json, as_json(results, meta).encode())
-    if plot:
-        try:
-            from .._pybench.plot import draw
-        except ImportError as error:
-            raise CommandError(f"bench: matplotlib cannot be imported ({error}): {INSTALL}") from None
-        write(COMMAND, plot, draw(results.rows, meta, suffix))
-
-
 def _parser() -> Parser:
     parser = Parser("bench --python", DESCRIPTION, EPILOG)
     # So that errors begin as all of bench do.
     parser.command = COMMAND
     add = parser.add_argument
     add("--python", action="store_true", help="this benchmark; without it, bench counts references alone")
-    add("--quick", action="store_true", help="fewer and shorter rounds, within 60 seconds")
-    add("--threads", metavar="N,N", help="numbers of threads (default: 1 and powers of two up to the CPUs)")
-    add("--workloads", metavar="A,B", help=f"which of {', '.join(WORKLOADS)} (default: all)")
     for option in OTHERS_OPTIONS:
         add(option, help=SUPPRESS)
-    add(
-        "--rounds",
-        metavar="N",
-        type=number(int, 1, MOST_ROUNDS),
-        help=f"rounds to take medians of (default: {DEFAULT_ROUNDS}, quick: {QUICK_ROUNDS})",
+    add_options(
+        parser,
+        workloads=WORKLOADS,
+        rounds=(DEFAULT_ROUNDS, QUICK_ROUNDS),
+        quick_seconds=60,
+        minutes="three minutes",
+        picture=", stock and live",
     )
-    add(
-        "--seconds",
-        metavar="S",
-        type=number(float, LEAST_SECONDS, MOST_SECONDS),
-        help="seconds of each single run (default: so that all take about three minutes)",
-    )
-    add("--json", metavar="FILE", help="write the results and all about the machine")
-    add("--plot", metavar="FILE.png", help="write a picture of throughput, stock and live (png, svg or pdf)")
     return parser

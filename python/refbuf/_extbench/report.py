@@ -7,13 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .._bench.measure import Matrix
+from .._bench.report import count, shortcomings
 from .._bench.report import table as table_of
 from .._pybench.measure import Row
-from .._pybench.report import count, short
+from .._pybench.report import short
 from .measure import Counts, Results, Summary
-
-# Less than this of the CPUs is not the scheduler's usual noise.
-_ENOUGH_CPU = 0.9
 
 
 def introduce(console: Console, meta: dict[str, Any]) -> None:
@@ -44,18 +42,8 @@ def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[st
         found.append("this interpreter has a GIL: threads take turns, and shim too counts as CPython does")
     elif results.gil_enabled:
         found.append("the GIL was enabled, so threads took turns, and little contends")
-    if max(matrix.threads) > meta["cpus"]:
-        found.append(f"{max(matrix.threads)} threads take turns on {count(meta['cpus'], 'CPU')}")
-    if not results.gil_enabled and results.cpu_share < _ENOUGH_CPU:
-        found.append(
-            f"the threads got only {results.cpu_share:.0%} of the CPUs that they could have used: other work "
-            "competes, and neither scaling nor ratios can be trusted"
-        )
-    if results.rounds < matrix.rounds:
-        found.append(f"there was time for {results.rounds} of {matrix.rounds} rounds")
-    if added:
-        found.append(f"measured too, for comparison: {' and '.join(added)}")
-    return found
+    share = None if results.gil_enabled else results.cpu_share
+    return found + shortcomings(meta, matrix, results.rounds, share, added)
 
 
 def table(rows: list[Row]) -> Table:

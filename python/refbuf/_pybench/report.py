@@ -8,13 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .._bench.measure import Matrix
+from .._bench.report import count, shortcomings
 from .measure import CONTENDED_BELOW, LIVE, STOCK, Results, Row, Summary
 
 # Live's throughput over stock's from which on it is coloured as better or worse.
 _BETTER = 1.1
 _WORSE = 0.9
-# Less than this of the CPUs is not the scheduler's usual noise.
-_ENOUGH_CPU = 0.9
 
 
 def introduce(console: Console, meta: dict[str, Any]) -> None:
@@ -40,18 +39,8 @@ def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[st
     found = []
     if results.gil_enabled:
         found.append("the GIL was enabled, so threads took turns, and little contends")
-    if max(matrix.threads) > meta["cpus"]:
-        found.append(f"{max(matrix.threads)} threads take turns on {count(meta['cpus'], 'CPU')}")
-    if not results.gil_enabled and results.cpu_share < _ENOUGH_CPU:
-        found.append(
-            f"the threads got only {results.cpu_share:.0%} of the CPUs that they could have used: other work "
-            "competes, and neither scaling nor ratios can be trusted"
-        )
-    if results.rounds < matrix.rounds:
-        found.append(f"there was time for {results.rounds} of {matrix.rounds} rounds")
-    if added:
-        found.append(f"measured too, for comparison: {' and '.join(added)}")
-    return found
+    share = None if results.gil_enabled else results.cpu_share
+    return found + shortcomings(meta, matrix, results.rounds, share, added)
 
 
 def table(rows: list[Row]) -> Table:
@@ -120,8 +109,3 @@ def _coloured(ratio: float) -> str:
     if ratio >= _BETTER:
         return f"[green]{text}[/green]"
     return f"[red]{text}[/red]" if ratio <= _WORSE else text
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
