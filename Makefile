@@ -41,6 +41,9 @@ SHELL := /bin/bash
 # But for the tests that may be run two at a time.
 ifndef TWO_AT_A_TIME
 .NOTPARALLEL:
+else
+# What they run would look for this make's job server, and not find it.
+unexport MAKEFLAGS
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
