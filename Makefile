@@ -43,7 +43,7 @@ ifndef TWO_AT_A_TIME
 .NOTPARALLEL:
 else
 # What they run would look for this make's job server, and not find it.
-unexport MAKEFLAGS
+unexport MAKEFLAGS MFLAGS
 endif
 .DELETE_ON_ERROR:
 .SECONDARY:
