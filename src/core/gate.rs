@@ -35,18 +35,22 @@
 //! |---|---|---|
 //! | `REVOKED` | another thread uses the table | the revoker |
 //! | `PARKED` | the owner has releases to do at a safe point | the owner inside the gate, or a revoker |
+//! | `FENCED` | the light barrier must be a real fence | whoever makes the gate, or the only thread of a forked child |
 //!
-//! Any bit sends the inline path of the C header to its slow twin.
+//! Any bit sends the inline path of the C header, and [`Gate::enter`], to a slow twin: so
+//! what is rare costs one comparison, all together.
 //!
 //! Forked child: the owner of another thread's buffer is gone. Fork revokes all
 //! buffers first ([`super::registry`]), so none of them is inside at that moment.
 
-use super::sync::{light, AtomicU32, Backoff, Ordering};
+use super::sync::{in_order, light, needs_fences, AtomicU32, Backoff, Ordering};
 
 /// Another thread uses the table.
 pub const REVOKED: u32 = 1;
 /// The owner has releases to do at its next safe point.
 pub const PARKED: u32 = 2;
+/// There is no `membarrier(2)`: see [`super::sync`].
+pub const FENCED: u32 = 4;
 
 /// The two words of the handshake. `busy` is written by the owner only;
 /// `attention` is read by the owner on each operation.
@@ -63,9 +67,19 @@ pub const BUSY_OFFSET: usize = std::mem::offset_of!(Gate, busy);
 pub const ATTENTION_OFFSET: usize = std::mem::offset_of!(Gate, attention);
 
 impl Gate {
-    /// An open gate.
+    /// An open gate, for the barrier that this process uses.
     pub fn new() -> Self {
-        Gate { busy: AtomicU32::new(0), attention: AtomicU32::new(0) }
+        Gate { busy: AtomicU32::new(0), attention: AtomicU32::new(if needs_fences() { FENCED } else { 0 }) }
+    }
+
+    /// In a forked child, which has chosen its barrier anew: before the owner's next operation.
+    pub fn renew(&self) {
+        // Relaxed: there is no other thread, or none that knows the gate.
+        if needs_fences() {
+            self.attention.fetch_or(FENCED, Ordering::Relaxed);
+        } else {
+            self.attention.fetch_and(!FENCED, Ordering::Relaxed);
+        }
     }
 
     /// Owner: begins an operation. False where the table is revoked; then the
@@ -74,13 +88,23 @@ impl Gate {
     pub fn enter(&self) -> bool {
         // Relaxed: the light barrier orders it before the load below.
         self.busy.store(1, Ordering::Relaxed);
-        light();
+        in_order();
         // Acquire: pairs with the release in `restore`.
-        if self.attention.load(Ordering::Acquire) & REVOKED == 0 {
-            return true;
+        self.attention.load(Ordering::Acquire) == 0 || self.enter_with_care()
+    }
+
+    /// There is something to attend to.
+    #[cold]
+    #[inline(never)]
+    fn enter_with_care(&self) -> bool {
+        // `busy` is set; this may be the fence that FENCED asks for.
+        light();
+        // Acquire: as in `enter`.
+        let open = self.attention.load(Ordering::Acquire) & REVOKED == 0;
+        if !open {
+            self.leave();
         }
-        self.leave();
-        false
+        open
     }
 
     /// Owner: ends an operation.

@@ -249,6 +249,8 @@ impl<O: Counted> Registry<O> {
             // SAFETY: a Box is never null.
             Handle(unsafe { NonNull::new_unchecked(buffer) })
         });
+        // SAFETY: made above, or on no other list than that of free ones.
+        unsafe { handle.as_ref() }.gate().renew();
         state.live.push(handle);
         Some(handle)
     }
@@ -427,6 +429,10 @@ impl<O: Counted> Registry<O> {
     pub fn after_fork_in_child(&self, mut state: MutexGuard<'_, State>, own: Option<Handle>, by: Thread) {
         // SAFETY: the lock is held since the buffers were revoked.
         unsafe { restore_all(&state.live) };
+        if let Some(own) = own {
+            // SAFETY: this thread's buffer, until it is retired.
+            unsafe { own.as_ref() }.gate().renew();
+        }
         let (kept, lost): (Vec<Handle>, Vec<Handle>) =
             std::mem::take(&mut state.live).into_iter().partition(|handle| Some(*handle) == own);
         state.live = kept;

@@ -24,7 +24,7 @@ pub use std::sync::{
 /// statistics: never part of a protocol, so loom need not explore them.
 pub use std::sync::atomic::{AtomicI64 as PlainI64, AtomicU32 as PlainU32, AtomicU64 as PlainU64};
 
-pub use barrier::{heavy, light, prepare, Barrier};
+pub use barrier::{heavy, in_order, light, needs_fences, prepare, Barrier};
 
 #[cfg(loom)]
 mod barrier {
@@ -39,6 +39,14 @@ mod barrier {
     pub fn prepare(_allow_membarrier: bool) -> Barrier {
         Barrier::Fences
     }
+
+    /// Under loom they are needed.
+    pub fn needs_fences() -> bool {
+        true
+    }
+
+    /// For the compiler, of which loom knows nothing.
+    pub fn in_order() {}
 
     /// The owner's side.
     pub fn light() {
@@ -80,13 +88,25 @@ mod barrier {
         }
     }
 
-    /// The owner's side.
+    /// Whether the owner's side must be a real fence.
+    #[inline(always)]
+    pub fn needs_fences() -> bool {
+        !MEMBARRIER.load(Ordering::Relaxed)
+    }
+
+    /// The owner's side, where it need not: for the compiler alone.
+    #[inline(always)]
+    pub fn in_order() {
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// The owner's side, whichever it is.
     #[inline(always)]
     pub fn light() {
-        if MEMBARRIER.load(Ordering::Relaxed) {
-            compiler_fence(Ordering::SeqCst);
-        } else {
+        if needs_fences() {
             fence(Ordering::SeqCst);
+        } else {
+            in_order();
         }
     }
 

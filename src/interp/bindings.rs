@@ -31,6 +31,6 @@ mod same {
         assert!(crate::core::Shape::MOST_SLOTS * size_of::<Slot>() <= 1 << (64 - super::REFBUF_HASH_SHIFT));
         assert!(buffer::REFUND == super::REFBUF_REFUND as u64);
         // The header goes to its slow twin on any bit of `attention`.
-        assert!(gate::REVOKED != 0 && gate::PARKED != 0);
+        assert!(gate::REVOKED != 0 && gate::PARKED != 0 && gate::FENCED != 0);
     };
 }

@@ -6,7 +6,7 @@ September 2007; the README is that of python-safethread.
 
 from typing import NamedTuple
 
-from .measure import Reclaim, Results, Row
+from .measure import Matrix, Reclaim, Results, Row
 from .report import NEVER
 
 OLSEN = "https://mail.python.org/pipermail/python-dev/2007-September/074653.html"
@@ -154,16 +154,21 @@ def _credits_cost_nothing(figures: Figures) -> Claim:
 
 
 def _credits_scale(figures: Figures) -> Claim:
+    alone = _row(figures.usual, "calls", "credits", 1)
     row = _row(figures.usual, "calls", "credits", 2)
     foreign = _row(figures.literals, "calls", "credits", 2)
+    share = Matrix._field_defaults["shared"]
+    taken = (row.ns_per_pair - alone.ns_per_pair) / share
+    allowed = alone.ns_per_pair * (2 / CREDITS_SCALING - 1) / share
     return Claim(
         f"Two threads do at least {CREDITS_SCALING} × the work of one.",
         "refbuf",
         f"{row.scaling:.2f} × (calls); {foreign.scaling:.2f} × where another thread has made all literals",
         row.scaling >= CREDITS_SCALING,
         "With one thread the shared literals are its own, and counted plainly; with two they are another's, "
-        "and a pair through a table takes longer. Where another thread has made them all, what is left are "
-        f"literals that find both their places in the table taken: {foreign.atomics_per_1000_pairs:,.1f} "
+        f"and a pair through a table takes longer: {taken:.1f} ns longer, where {CREDITS_SCALING} × would "
+        f"allow {allowed:.1f}. Where another thread has made them all, what is left are literals "
+        f"that find both their places in the table taken: {foreign.atomics_per_1000_pairs:,.1f} "
         "atomic operations in 1,000 pairs, each on a line that the other thread wants, too.",
     )
 

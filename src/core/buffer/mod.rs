@@ -227,22 +227,28 @@ impl Buffer {
         self.shape
     }
 
-    /// The pair of `object`: where it begins. The C header has the same
+    /// The pair of `object`: where it begins, in bytes. The C header has the same
     /// expression; docs/HASHING.md has why it is this one.
     #[inline(always)]
+    fn pair_offset(&self, object: Address) -> usize {
+        ((object as u64).wrapping_mul(MIX) >> HASH_SHIFT) as usize & self.head.byte_mask
+    }
+
+    /// The same, in slots.
+    #[inline(always)]
     fn pair(&self, object: Address) -> usize {
-        (((object as u64).wrapping_mul(MIX) >> HASH_SHIFT) as usize & self.head.byte_mask) >> SLOT_SHIFT
+        self.pair_offset(object) >> SLOT_SHIFT
     }
 
     /// The slot for `object`, if either of its pair is. Without a branch, as in
     /// the C header: where the first is for another, the second.
     #[inline(always)]
     fn slot(&self, object: Address) -> &Slot {
-        let first = self.pair(object);
-        // SAFETY: the mask keeps pairs within the table, which is as long.
+        // SAFETY: the mask keeps pairs within the table, which is as long and lives as long
+        // as the buffer.
         unsafe {
-            let other = self.slots.get_unchecked(first).object() != object;
-            self.slots.get_unchecked(first + usize::from(other))
+            let first = self.head.slots.byte_add(self.pair_offset(object));
+            &*first.add(usize::from((*first).object() != object))
         }
     }
 }

@@ -15,6 +15,12 @@ const MISSES_PER_HIT: u64 = 8;
 const SKIP: (u32, u32) = (1 << 17, 1 << 20);
 
 impl Buffer {
+    /// Whether operations stand aside at the moment; counts none. By the owner.
+    #[inline(always)]
+    pub fn stands_aside(&self) -> bool {
+        self.head.skip.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether this operation stands aside: the caller takes the interpreter's
     /// own path. By the owner.
     #[inline(always)]

@@ -190,7 +190,8 @@ impl Drop for Credits {
 }
 
 impl Thread<'_> {
-    /// Not inlined: the owner's path, which is one addition, stays short.
+    /// Not inlined: the owner's path, which is one addition, stays short. Nor are the ways
+    /// out of it, each of which is its last call: it needs no stack.
     ///
     /// # Safety
     ///
@@ -199,10 +200,9 @@ impl Thread<'_> {
     unsafe fn increment_foreign(&mut self, cell: At<Head>) {
         // SAFETY: this thread's, until it is retired.
         let buffer = unsafe { self.handle.as_ref() };
-        let aside = buffer.skips();
-        if aside || !buffer.spend(cell.address()) {
+        if buffer.stands_aside() || !buffer.spend(cell.address()) {
             // SAFETY: the caller's promise.
-            unsafe { self.increment_missed(cell, aside) };
+            unsafe { self.increment_missed(cell) };
         }
     }
 
@@ -213,12 +213,10 @@ impl Thread<'_> {
     unsafe fn decrement_foreign(&mut self, cell: At<Head>) {
         // SAFETY: this thread's, until it is retired.
         let buffer = unsafe { self.handle.as_ref() };
-        let aside = buffer.skips();
-        if aside || !buffer.refund(cell.address()) {
+        if buffer.stands_aside() || !buffer.refund(cell.address()) {
             // SAFETY: the caller's promise.
-            unsafe { self.decrement_missed(cell, aside) };
-        }
-        if buffer.gate().is_parked() {
+            unsafe { self.decrement_missed(cell) };
+        } else if buffer.gate().is_parked() {
             self.release_parked();
         }
     }
@@ -228,10 +226,10 @@ impl Thread<'_> {
     /// There is another reference; another thread owns the cell, or none.
     #[cold]
     #[inline(never)]
-    unsafe fn increment_missed(&mut self, cell: At<Head>, aside: bool) {
+    unsafe fn increment_missed(&mut self, cell: At<Head>) {
         // SAFETY: this thread's, until it is retired.
         let buffer = unsafe { self.handle.as_ref() };
-        if aside || buffer.denies(cell.address()) {
+        if buffer.skips() || buffer.denies(cell.address()) {
             head(cell.address()).increment_shared(1);
             return;
         }
@@ -246,10 +244,10 @@ impl Thread<'_> {
     /// The caller has the reference, and loses it; another thread owns the cell, or none.
     #[cold]
     #[inline(never)]
-    unsafe fn decrement_missed(&mut self, cell: At<Head>, aside: bool) {
+    unsafe fn decrement_missed(&mut self, cell: At<Head>) {
         // SAFETY: this thread's, until it is retired.
         let buffer = unsafe { self.handle.as_ref() };
-        let outcome = if aside || buffer.denies(cell.address()) {
+        let outcome = if buffer.skips() || buffer.denies(cell.address()) {
             Outcome::Passed
         } else {
             self.service.heartbeat.start(&self.service.registry, Settler(self.service));
@@ -264,6 +262,9 @@ impl Thread<'_> {
                     bury(self, cell);
                 }
             }
+        }
+        if buffer.gate().is_parked() {
+            self.release_parked();
         }
     }
 
