@@ -246,6 +246,33 @@ def test_children_of_children(run_forking):
     )
 
 
+@pytest.mark.needs_buffering
+def test_a_child_that_gets_no_membarrier_keeps_off_the_inline_path(run_forking):
+    run_forking(
+        """
+        def child():
+            info = refbuf._refbuf.build_info()
+            assert (info["barrier"], info["inline"]) == ("fences", False), info
+            # The parent's buffer, and one that is made here.
+            assert not countext.is_inline()
+            with Worker() as worker:
+                worker.do(countext.churn, there, 1_000, 1)
+                assert not worker.do(countext.is_inline)
+            everything_works()
+
+        def in_a_thread_with_a_buffer(_number):
+            countext.churn(there, 1_000, 2)
+            assert countext.is_inline()
+            # Read when the child chooses.
+            os.environ["REFBUF_MEMBARRIER"] = "0"
+            assert_child_succeeds(in_child(child))
+
+        if refbuf._refbuf.build_info()["barrier"] == "membarrier":
+            in_threads(1, in_a_thread_with_a_buffer)
+        """
+    )
+
+
 def test_threads_that_fork_at_once(run_forking):
     run_forking(
         """

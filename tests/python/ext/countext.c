@@ -220,6 +220,20 @@ static PyObject *stats(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
                          "buffer_bytes", (unsigned long long)sums.buffer_bytes);
 }
 
+/* Whether the inline path may use this thread's buffer. */
+static PyObject *is_inline(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    int open = 0;
+#if REFBUF_INLINE
+    intptr_t distance = REFBUF_DISTANCE(refbuf_imported.tls_offset);
+    if (distance != 0) {
+        RefBuf_Buffer *buffer = refbuf_buffer(refbuf_thread_pointer(), distance);
+        open = __atomic_load_n(&buffer->attention, __ATOMIC_RELAXED) == 0;
+    }
+#endif
+    return PyBool_FromLong(open);
+}
+
 static PyMethodDef methods[] = {
     {"incref", incref, METH_VARARGS, NULL},
     {"decref", decref, METH_VARARGS, NULL},
@@ -232,6 +246,7 @@ static PyMethodDef methods[] = {
     {"touch", touch, METH_VARARGS, NULL},
     {"stock_incref", stock_incref, METH_VARARGS, NULL},
     {"stock_decref", stock_decref, METH_VARARGS, NULL},
+    {"is_inline", is_inline, METH_NOARGS, NULL},
     {"count", count, METH_VARARGS, NULL},
     {"stock_count", stock_count, METH_VARARGS, NULL},
     {"new_ref", new_ref, METH_VARARGS, NULL},
