@@ -62,9 +62,10 @@ pub struct Run<'r> {
 }
 
 impl Run<'_> {
-    /// Whether to go on. Asked every some hundred pairs.
+    /// Whether to go on. Asked every some hundred pairs. A thread that gets its processor
+    /// after the end does a few all the same: there is a time for each.
     pub fn goes_on(&self) -> bool {
-        !self.stop.load(Ordering::Relaxed)
+        self.pairs == 0 || !self.stop.load(Ordering::Relaxed)
     }
 }
 
