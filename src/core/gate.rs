@@ -93,9 +93,9 @@ impl Gate {
         self.attention.load(Ordering::Acquire) == 0 || self.enter_with_care()
     }
 
-    /// There is something to attend to.
-    #[cold]
-    #[inline(never)]
+    /// There is something to attend to. Inlined: a call would have the fast path save
+    /// registers for it.
+    #[inline(always)]
     fn enter_with_care(&self) -> bool {
         // `busy` is set; this may be the fence that FENCED asks for.
         light();
