@@ -9,7 +9,10 @@
 //! owner                                 revoker (one at a time, by the registry's lock)
 //!   busy = 1            (relaxed)         attention |= REVOKED   (relaxed)
 //!   light barrier                         heavy barrier
-//!   attention & REVOKED?  (acquire)       busy == 0?             (acquire) — wait until so
+//!   attention == 0?       (acquire)       busy == 0?             (acquire) — wait until so
+//!     yes: use the table
+//!   real fence, where FENCED
+//!   attention & REVOKED?  (acquire)
 //!     set:   busy = 0, go without           use the table
 //!     clear: use the table                attention &= !REVOKED  (release)
 //!   busy = 0            (release)
@@ -35,10 +38,10 @@
 //! |---|---|---|
 //! | `REVOKED` | another thread uses the table | the revoker |
 //! | `PARKED` | the owner has releases to do at a safe point | the owner inside the gate, or a revoker |
-//! | `FENCED` | the light barrier must be a real fence | whoever makes the gate, or the only thread of a forked child |
+//! | `FENCED` | the light barrier must be a real fence | whoever makes the gate or gives it to an owner, or the only thread of a forked child |
 //!
-//! Any bit sends the inline path of the C header, and [`Gate::enter`], to a slow twin: so
-//! what is rare costs one comparison, all together.
+//! Any bit sends the inline path of the C header to its slow twin, and [`Gate::enter`] to
+//! its second look: so what is rare costs one comparison, all together.
 //!
 //! Forked child: the owner of another thread's buffer is gone. Fork revokes all
 //! buffers first ([`super::registry`]), so none of them is inside at that moment.
@@ -72,7 +75,8 @@ impl Gate {
         Gate { busy: AtomicU32::new(0), attention: AtomicU32::new(if needs_fences() { FENCED } else { 0 }) }
     }
 
-    /// In a forked child, which has chosen its barrier anew: before the owner's next operation.
+    /// For the barrier that this process uses now, which a forked child has chosen anew:
+    /// before the owner's first operation, or its first in the child.
     pub fn renew(&self) {
         // Relaxed: there is no other thread, or none that knows the gate.
         if needs_fences() {
