@@ -152,18 +152,28 @@ bench-gil: setup-gil ## The same on the stock python3: threads that hold no GIL,
 	$(GIL)/bin/python -P -m refbuf bench --json build/bench-gil.json --plot build/bench-gil.png $(BENCH_ARGS)
 	$(say) "build/bench-gil.json and build/bench-gil.png are written"
 
-# Those whose time is the compiler's or the processor's are run two at a time, the others
-# one by one: how soon something comes about is part of what they ask.
+# Two at a time: first those whose time is the compiler's or the processor's, then refbuf's
+# own Python tests, longest first. Others' tests ask how soon something comes about, and
+# the examples' are of what they install: one by one.
 BESIDE = test-rust test-loom sanitize test-c test-doc test-compat test-builds
-ALONE = test-python-ft test-live test-cpython-sample test-python-gil test-examples
+PYTHON_TESTS = test-python-ft test-python-gil test-live
+ALONE = test-cpython-sample test-examples
 
 .PHONY: test
 test: setup ## All tests, on both builds
-	@status=0
-	$(MAKE) --jobs=2 --output-sync=target TWO_AT_A_TIME=1 $(BESIDE) || status=$$?
-	if [ $$status -eq 0 ] || [[ "$(firstword -$(MAKEFLAGS))" == -*k* ]]; then
-	    $(MAKE) $(ALONE) || status=$$?
-	fi
+	@two_at_a_time() {
+	    $(say) "two at a time, each shown when it has ended: $$*"
+	    $(MAKE) --jobs=2 --output-sync=target TWO_AT_A_TIME=1 "$$@"
+	}
+	status=0
+	step() {
+	    if [ $$status -eq 0 ] || [[ "$(firstword -$(MAKEFLAGS))" == -*k* ]]; then
+	        "$$@" || status=$$?
+	    fi
+	}
+	step two_at_a_time $(BESIDE)
+	step two_at_a_time $(PYTHON_TESTS)
+	step $(MAKE) $(ALONE)
 	[ $$status -ne 0 ] || $(say) "all tests passed"
 	exit $$status
 
