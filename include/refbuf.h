@@ -534,15 +534,14 @@ static inline void refbuf_clear(void *variable)
     }
 }
 
-static inline void refbuf_replace(void *variable, PyObject *op, int nullable)
+static inline PyObject *refbuf_read(void *variable)
 {
-    PyObject *old;
-    memcpy(&old, variable, sizeof old);
-    memcpy(variable, &op, sizeof op);
-    if (!nullable || old != NULL) {
-        refbuf_decref(old);
-    }
+    PyObject *op;
+    memcpy(&op, variable, sizeof op);
+    return op;
 }
+
+static inline void refbuf_write(void *variable, PyObject *op) { memcpy(variable, &op, sizeof op); }
 
 #ifdef __cplusplus
 }
@@ -558,9 +557,18 @@ static inline void refbuf_replace(void *variable, PyObject *op, int nullable)
 /* A pointer of any kind, to be changed; it may be volatile. */
 #define REFBUF_VARIABLE(variable) ((void *)(uintptr_t)&(variable))
 
-/* Each argument is evaluated once. */
+/* Each argument is evaluated once. The variable's comes first, then its value is read, then
+ * the new one is evaluated, as in CPython: that may look at the variable, or change it. */
 #define RefBuf_CLEAR(variable) refbuf_clear(REFBUF_VARIABLE(variable))
-#define RefBuf_SETREF(variable, op) refbuf_replace(REFBUF_VARIABLE(variable), REFBUF_OBJECT(op), 0)
-#define RefBuf_XSETREF(variable, op) refbuf_replace(REFBUF_VARIABLE(variable), REFBUF_OBJECT(op), 1)
+#define RefBuf_SETREF(variable, op) REFBUF_REPLACE(variable, op, refbuf_decref)
+#define RefBuf_XSETREF(variable, op) REFBUF_REPLACE(variable, op, refbuf_xdecref)
+
+#define REFBUF_REPLACE(variable, op, drop)                                                           \
+    do {                                                                                             \
+        void *refbuf_variable_ = REFBUF_VARIABLE(variable);                                          \
+        PyObject *refbuf_old_ = refbuf_read(refbuf_variable_);                                       \
+        refbuf_write(refbuf_variable_, REFBUF_OBJECT(op));                                           \
+        drop(refbuf_old_);                                                                           \
+    } while (0)
 
 #endif /* REFBUF_H */

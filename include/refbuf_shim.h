@@ -16,7 +16,7 @@
  * for it when it first drops a reference to an object that another thread owns, and
  * has it once the main thread has come by. Until then, and where refbuf is missing or has
  * another ABI version, CPython counts. With REFBUF_REQUIRE=1 in the environment,
- * or defined, the module's import fails instead.
+ * or defined, the module's import fails instead; of a library, sys.unraisablehook hears.
  *
  * On builds with a GIL all counts are CPython's own, and so are the names.
  */
@@ -38,14 +38,13 @@
 #  define REFBUF_SHIM_APPLIES 1
 #endif
 
-#if REFBUF_SHIM_APPLIES
-
 /* The warnings of a compilation are about the extension's own code. */
 #if defined(__GNUC__)
 #  pragma GCC system_header
 #endif
 
-#if !defined(Py_PYTHON_H)
+#if REFBUF_SHIM_APPLIES && !defined(Py_PYTHON_H)
+#  define REFBUF_SHIM_FORCED /* For shim/Python.h, which may be all that was found. */
 /* Too late for the source to say so, and all that CPython still allows. */
 #  if !defined(PY_SSIZE_T_CLEAN)
 #    define PY_SSIZE_T_CLEAN
@@ -54,7 +53,10 @@
 #  else
 #    include <Python.h>
 #  endif
+#  undef REFBUF_SHIM_FORCED
 #endif
+
+#if REFBUF_SHIM_APPLIES && defined(Py_PYTHON_H)
 
 #include <stdlib.h>
 
@@ -152,10 +154,17 @@ REFBUF_SHIM_COLD int refbuf_shim_reach(void)
     return -1;
 }
 
+/* There is no import that could fail, and whatever the main thread is at has nothing to do
+ * with it: that refbuf is missing goes to sys.unraisablehook. */
 static inline int refbuf_shim_pending(void *unused)
 {
+    int status = refbuf_shim_reach();
     (void)unused;
-    return refbuf_shim_reach();
+    if (status < 0 && PyErr_ExceptionMatches(PyExc_ImportError)) {
+        PyErr_WriteUnraisable(NULL);
+        status = 0;
+    }
+    return status;
 }
 
 /* Counting must not import: whoever counts may hold any lock, or be half-way through
@@ -171,8 +180,8 @@ static inline void refbuf_shim_ask(void)
     }
 }
 
-/* Any module's initialization comes by one of these, with the interpreter ready to
- * import others. */
+/* A module's initialization comes by one of these, with the interpreter ready to import
+ * others. Not by 3.15's PyModExport hook: a module with that is reached as a library is. */
 
 static inline PyObject *refbuf_shim_PyModule_Create2(struct PyModuleDef *definition, int version)
 {
@@ -188,10 +197,11 @@ static inline PyObject *refbuf_shim_PyModuleDef_Init(struct PyModuleDef *definit
 
 #if REFBUF_COUNTS
 
-/* In C++98 a template's argument must have external linkage, as CPython's exported
- * functions have it; from C++11 on any function may be one. */
-#if defined(__cplusplus) && __cplusplus < 201103L && defined(__GNUC__)
-#  define REFBUF_SHIM_FUNCTION __attribute__((visibility("hidden"))) inline
+/* C++ has types that are named by functions. They are the same in all translation units
+ * only where the functions are, and as visible as these. Another module's in their place
+ * would count as well. */
+#if defined(__cplusplus) && defined(__GNUC__)
+#  define REFBUF_SHIM_FUNCTION __attribute__((visibility("default"))) inline
 #else
 #  define REFBUF_SHIM_FUNCTION static inline
 #endif
@@ -270,6 +280,6 @@ REFBUF_SHIM_FUNCTION PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 
 #endif /* REFBUF_COUNTS */
 
-#endif /* REFBUF_SHIM_APPLIES */
+#endif /* REFBUF_SHIM_APPLIES && Py_PYTHON_H */
 
 #endif /* REFBUF_SHIM_H */

@@ -146,17 +146,19 @@ _LIMITED_MODULES = (
     ShimModule("shim_older", Compiler("g++", "c++11"), "forced", ("-DPy_LIMITED_API=0x030b0000",)),
 )
 
+#: gcc sees NULL dereferenced in Py_SETREF, CPython's and ours, on ways that are never gone.
+NEVER_GONE = ("-Wno-stringop-overflow",)
+
 SHIM_MODULES = tuple(
     module
     for module in (
-        # gcc sees NULL dereferenced in CPython's own macros, on ways that are never gone.
-        ShimModule("stock_c", Compiler("gcc", "gnu17"), "stock", ("-Wno-stringop-overflow",)),
-        ShimModule("stock_cpp", Compiler("g++", "c++17"), "stock", ("-Wno-stringop-overflow",)),
-        ShimModule("shim_c", Compiler("gcc", "gnu89"), "directory"),
-        ShimModule("shim_cpp", Compiler("g++", "c++17"), "forced"),
+        ShimModule("stock_c", Compiler("gcc", "gnu17"), "stock", NEVER_GONE),
+        ShimModule("stock_cpp", Compiler("g++", "c++17"), "stock", NEVER_GONE),
+        ShimModule("shim_c", Compiler("gcc", "gnu89"), "directory", NEVER_GONE),
+        ShimModule("shim_cpp", Compiler("g++", "c++17"), "forced", NEVER_GONE),
         ShimModule("shim_clang", Compiler("clang", "gnu17"), "both", ("-O0",)),
         ShimModule("shim_clangpp", Compiler("clang++", "c++20"), "directory", ("-O1",)),
-        ShimModule("shim_single", Compiler("gcc", "gnu11"), "forced", ("-DSHIM_SINGLE_PHASE",)),
+        ShimModule("shim_single", Compiler("gcc", "gnu11"), "forced", ("-DSHIM_SINGLE_PHASE", *NEVER_GONE)),
         *(() if sysconfig.get_config_var("Py_GIL_DISABLED") else _LIMITED_MODULES),
     )
     if shutil.which(module.compiler.command)

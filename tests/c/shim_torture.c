@@ -85,6 +85,32 @@ static int xsetref(PyObject *op)
 }
 #endif
 
+#if defined(Py_SETREF) && PY_VERSION_HEX >= 0x030C0000
+static PyObject *take_over(PyObject **variable, PyObject **moved, PyObject *op)
+{
+    *moved = *variable;
+    *variable = NULL;
+    return Py_NewRef(op);
+}
+
+/* The old value has been read when the new one is evaluated, which may change the variable. */
+static int setref_to_what_changes_the_variable(PyObject *op)
+{
+    PyObject *variable = Py_NewRef(op), *moved = NULL;
+    PyObject *items[2] = {NULL, NULL};
+    int index = 0;
+    Py_SETREF(variable, take_over(&variable, &moved, op));
+    CHECK(variable == op && moved == op);
+    Py_XSETREF(variable, take_over(&variable, &moved, op));
+    CHECK(variable == op && moved == op);
+    Py_DECREF(variable);
+    Py_XSETREF(items[index++], index == 1 ? Py_NewRef(op) : NULL);
+    CHECK(index == 1 && items[0] == op && items[1] == NULL);
+    Py_CLEAR(items[0]);
+    return 0;
+}
+#endif
+
 static int null_where_it_is_allowed(PyObject *op)
 {
     PyObject *variable = NULL;
@@ -553,6 +579,9 @@ static const Position positions[] = {
     ROW(setref_to_itself, 1, 1)
     ROW(xsetref, 0, 1)
     ROW(setref_without_braces, 0, 2)
+#endif
+#if defined(Py_SETREF) && PY_VERSION_HEX >= 0x030C0000
+    ROW(setref_to_what_changes_the_variable, 4, 4)
 #endif
     ROW(null_where_it_is_allowed, 0, 0)
     ROW(if_else_without_braces, 3, 3)

@@ -208,6 +208,43 @@ def test_an_exported_function_may_be_a_template_argument(
     assert result.returncode == 0, result.stderr
 
 
+NAMED_BY_A_FUNCTION = """
+#include <Python.h>
+#include <memory>
+#include <type_traits>
+using Owner = std::unique_ptr<PyObject, std::integral_constant<decltype(&Py_DecRef), &Py_DecRef>>;
+struct Box { Owner owner; };
+Owner make_owner(PyObject *op);
+template <void (*drop)(PyObject *)> struct Dropper { static void by(PyObject *op) { drop(op); } };
+inline Dropper<&Py_DecRef> dropper;
+"""
+DEFINES_IT = "Owner make_owner(PyObject *op) { return Owner(Py_XNewRef(op)); }\n"
+CALLS_IT = "int main() { Box box{make_owner(nullptr)}; return box.owner != nullptr; }\n"
+
+
+@pytest.mark.parametrize("compiler", [one for one in COMPILERS if one.is_cpp], ids=str)
+@pytest.mark.parametrize("way", ["stock", "directory", "forced"])
+def test_a_type_that_a_function_names_is_the_same_in_all_units(
+    compiler: Compiler, way: str, tmp_path: Path
+) -> None:
+    objects = []
+    for name, text in ("defines", DEFINES_IT), ("calls", CALLS_IT):
+        source = tmp_path / f"{name}.txt"
+        source.write_text(NAMED_BY_A_FUNCTION + text)
+        objects.append(str(tmp_path / f"{name}.o"))
+        result = compile_object(
+            compiler, source, Path(objects[-1]), "-O1", *shim_flags(way), include=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+    library = tmp_path / "named.so"
+    command = [compiler.command, "-shared", *objects, "-o", str(library)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    # What calls it has found what defines it.
+    names = subprocess.run(["nm", "-u", str(library)], capture_output=True, text=True, check=True).stdout
+    assert "make_owner" not in names
+
+
 # -- what sources define before Python.h ------------------------------------------------
 
 DEFINES = """
@@ -306,15 +343,16 @@ int main(void) { printf("%d", (int)sqrt(4.0)); return 0; }
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+@pytest.mark.parametrize("way", ["forced", "both"])
 @pytest.mark.parametrize("python", [False, True], ids=["without Python's headers", "with Python's headers"])
 def test_a_program_without_python_compiles_links_and_runs(
-    compiler: Compiler, python: bool, tmp_path: Path
+    compiler: Compiler, way: str, python: bool, tmp_path: Path
 ) -> None:
     # It must not need libpython because a header was forced upon it.
     program = tmp_path / "probe"
     language = "c++" if compiler.is_cpp else "c"
     command = [compiler.command, "-x", language, f"-std={compiler.standard}", *WARNINGS, "-O0"]
-    command += shim_flags("both") if python else shim_flags("forced")
+    command += shim_flags(way)
     if python:
         command.append(f"-isystem{sysconfig.get_path('include')}")
     command += ["-", "-o", str(program), "-lm"]
@@ -336,13 +374,29 @@ def test_assembler_is_left_alone(compiler: Compiler, way: str, suffix: str, tmp_
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=str)
-def test_python_h_that_is_missing_is_still_said_to_be(compiler: Compiler, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["directory", "both"])
+def test_python_h_that_is_missing_is_still_said_to_be(compiler: Compiler, way: str, tmp_path: Path) -> None:
     # A configure script asks whether it is there; with the directory alone it is not.
     language = "c++" if compiler.is_cpp else "c"
-    command = [compiler.command, "-x", language, *shim_flags("both"), "-fsyntax-only", "-"]
+    command = [compiler.command, "-x", language, *shim_flags(way), "-fsyntax-only", "-"]
     result = subprocess.run(command, input="#include <Python.h>\n", capture_output=True, text=True)
     assert result.returncode != 0
     assert "Python.h" in result.stderr
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+@pytest.mark.parametrize("way", ["directory", "both"])
+def test_the_first_of_two_such_directories_counts(compiler: Compiler, way: str, tmp_path: Path) -> None:
+    # As where the environment's flags name one, and a package's build another.
+    other = tmp_path / "other"
+    shutil.copytree(refbuf_include(), other)
+    for header in "refbuf.h", "refbuf_shim.h":
+        (other / header).write_text('#error "the second"\n')
+    result = compile_text(compiler, USES_ALL, tmp_path, way, f"-I{other / 'shim'}")
+    assert result.returncode == 0, result.stderr
+    flags = (f"-I{other / 'shim'}", *shim_flags("directory"))
+    result = compile_text(compiler, USES_ALL, tmp_path, "stock", *flags)
+    assert "the second" in result.stderr
 
 
 # -- a source that uses both ------------------------------------------------------------

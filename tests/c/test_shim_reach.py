@@ -12,6 +12,7 @@ import pytest
 
 from c_build import (
     HERE,
+    NEVER_GONE,
     SHIM_MODULES,
     C,
     build_module,
@@ -239,6 +240,30 @@ print("exact")
     assert_prints(run_shimmed(LIBRARY.replace("PATH", repr(str(library))) + code, tmp_path), "exact")
 
 
+@only_free_threaded
+def test_where_refbuf_is_required_a_library_tells_the_hook_and_not_the_main_thread(
+    library: Path, tmp_path: Path
+) -> None:
+    # Whatever the main thread is at has nothing to do with the library.
+    code = """
+sys.modules["refbuf"] = None
+heard = []
+sys.unraisablehook = lambda it: heard.append(it.exc_type)
+worker = threading.Thread(target=library.library_count, args=(foreign, 1))
+worker.start()
+until = time.monotonic() + 20
+while not heard and time.monotonic() < until:
+    pass
+worker.join()
+count(foreign, 100)
+assert heard == [ModuleNotFoundError], heard  # once
+stay.set()
+print("exact")
+"""
+    program = LIBRARY.replace("PATH", repr(str(library))) + code
+    assert_prints(run_shimmed(program, tmp_path, require="1"), "exact")
+
+
 # -- without refbuf ---------------------------------------------------------------------------
 
 #: What stands in refbuf's place: Python code for it, or for what is run before.
@@ -368,7 +393,7 @@ def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (line,) = re.findall(r"^#define REFBUF_ABI_VERSION .*$", header, re.MULTILINE)
     (include / "refbuf.h").write_text(header.replace(line, "#define REFBUF_ABI_VERSION 99u"))
     assert C is not None
-    flags = ("-DSHIM_MODULE=shim_other", f"-I{HERE}")
+    flags = ("-DSHIM_MODULE=shim_other", f"-I{HERE}", *NEVER_GONE)
     units = ((C, "shim_torture.c"), (C, "shim_unit.c"))
     build_module("shim_other", folder, *units, flags=flags, include=include / "shim")
     return folder

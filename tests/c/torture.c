@@ -221,6 +221,13 @@ static PyObject *evaluates_once(PyObject *Py_UNUSED(self), PyObject *op)
     RefBuf_XSETREF(*cursor++, *value++);
     CHECK(cursor == items + 1 && value == values + 2 && items[0] == NULL);
     CHECK(RefBuf_RefCount(op) == before);
+
+    /* The variable first, in the order of CPython's since 3.12. */
+    Py_ssize_t index = 0;
+    RefBuf_XSETREF(items[index++], index == 1 ? RefBuf_NewRef(op) : NULL);
+    CHECK(index == 1 && items[0] == op && RefBuf_RefCount(op) == before + 1);
+    RefBuf_CLEAR(items[0]);
+    CHECK(RefBuf_RefCount(op) == before);
     Py_RETURN_NONE;
 }
 
