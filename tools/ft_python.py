@@ -4,7 +4,7 @@
 The order, first hit wins:
 
 1. ``REFBUF_FT_PYTHON``, which must then be right;
-2. the newest of python3.14t, 3.13t on PATH, in pyenv or in our cache;
+2. the first of python3.13t, 3.14t on PATH, in pyenv or in our cache;
 3. uv's, where it is installed and has one or can download one;
 4. Debian's source package, built with ``--disable-gil`` into the cache.
 
@@ -35,12 +35,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-#: Newest first. PyO3 0.28, which Cargo.toml pins, refuses 3.15: with the pin
-#: goes this end of the list, and preflight.py's NEWEST.
-VERSIONS = ("3.14", "3.13")
+#: The one on which refbuf has been run first. PyO3 0.28, which Cargo.toml pins,
+#: refuses 3.15: with the pin goes this list, and preflight.py's NEWEST.
+VERSIONS = ("3.13", "3.14")
 
-#: (source package, suites to look in), newest first.
-SOURCE_PACKAGES = (("python3.14", ("forky", "sid")), ("python3.13", ("trixie",)))
+#: (source package, suites to look in), in the same order.
+SOURCE_PACKAGES = (("python3.13", ("trixie",)), ("python3.14", ("forky", "sid")))
 
 #: Without these an interpreter cannot make a virtual environment and fill it.
 NEEDED_MODULES = ("ssl", "zlib", "ctypes", "ensurepip")
@@ -125,7 +125,7 @@ def from_environment() -> Path | None:
 
 
 def installed() -> Path | None:
-    """The newest free-threaded interpreter on PATH, in pyenv or in the cache."""
+    """The first free-threaded interpreter on PATH, in pyenv or in the cache."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     for version in VERSIONS:
         name = f"python{version}t"
@@ -143,7 +143,7 @@ def in_cache(kind: Kind, version: str) -> list[Path]:
 
 
 def cached(kind: Kind) -> Path | None:
-    """The newest of a kind in the cache."""
+    """The first of a kind in the cache."""
     found = (path for version in VERSIONS for path in in_cache(kind, version))
     return next(filter(is_usable, found), None)
 
@@ -225,7 +225,7 @@ def private_apt(root: Path) -> list[str]:
 
 
 def fetch_source(work: Path) -> tuple[str, Path]:
-    """Download the newest source package that can be had: (upstream version, .dsc)."""
+    """Download the first source package that can be had: (upstream version, .dsc)."""
     apt = private_apt(work / "apt")
     say("reading Debian's source index")
     # A suite that this mirror lacks fails the update, and is no reason to stop.

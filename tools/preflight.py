@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 #: Cargo.toml's rust-version.
-RUST = (1, 83)
+RUST = (1, 85)
 
 PYTHON = (3, 11)
 

@@ -64,7 +64,7 @@ def configure(
 ) -> None:
     """Changes what is given and leaves the rest; an error changes nothing.
 
-    slots: slots of each thread's buffer, a power of two (16 bytes each).
+    slots: slots of each thread's buffer, a power of two up to 1,024, which is usual (16 bytes each).
     heartbeat_ms: milliseconds between two beats; an object whose last
         reference is gone is finalized within two. May be changed at any time.
     first_batch: credits that a thread first counts on an object, a power of two.
@@ -73,7 +73,7 @@ def configure(
         threads that are not attached, 1 to 2**24. For objects enrolled from now on.
     account_slots: slots of each thread's buffer of accounts, a power of two up to 128.
 
-    Raises ValueError for a value that makes no sense, and RuntimeError where
+    Raises TypeError for what is no number, ValueError for a value that makes no sense, and RuntimeError where
     slots, account_slots or a batch comes too late: once a thread has a buffer.
     """
     whole = {
@@ -113,7 +113,7 @@ def get_cflags(shim: bool = False) -> list[str]:
 
 def get_shimdir() -> str:
     """The absolute path of the directory that comes before Python's own headers, for
-    extensions whose source stays as it is."""
+    extensions whose source stays as it is. Raises FileNotFoundError where it is not installed."""
     directory = os.path.join(get_include(), "shim")
     if not os.path.isfile(os.path.join(directory, "Python.h")):
         raise FileNotFoundError(f"Python.h is not in {directory}: reinstall refbuf")
@@ -121,7 +121,8 @@ def get_shimdir() -> str:
 
 
 def get_include() -> str:
-    """The absolute path of the directory that holds `refbuf.h`."""
+    """The absolute path of the directory that holds `refbuf.h`. Raises FileNotFoundError where it is
+    not installed."""
     package = os.path.dirname(os.path.abspath(__file__))
     # In the package when installed from a wheel; at the top of a source tree.
     for place in ("include", os.path.join("..", "..", "include")):
@@ -132,12 +133,14 @@ def get_include() -> str:
 
 
 def get_cmake_dir() -> str:
-    """The absolute path of the directory that CMake's `find_package(refbuf)` needs, as `refbuf_DIR`."""
+    """The absolute path of the directory that CMake's `find_package(refbuf)` needs, as `refbuf_DIR`.
+    Raises FileNotFoundError where it is not installed."""
     return _directory_of("cmake", "refbuf-config.cmake")
 
 
 def get_pkgconfig_dir() -> str:
-    """The absolute path of the directory for `PKG_CONFIG_PATH`: of `refbuf.pc` and `refbuf-shim.pc`."""
+    """The absolute path of the directory for `PKG_CONFIG_PATH`: of `refbuf.pc` and `refbuf-shim.pc`.
+    Raises FileNotFoundError where it is not installed."""
     return _directory_of("pkgconfig", "refbuf.pc")
 
 

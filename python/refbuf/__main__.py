@@ -5,6 +5,7 @@ Only the one that is asked for is imported: one that runs a program should not
 load what another one draws tables with.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -34,6 +35,8 @@ options:
 USAGE_ERROR = 2
 # What shells report for a process ended by SIGINT.
 INTERRUPTED = 130
+# And for one ended by SIGPIPE.
+BROKEN_PIPE = 141
 
 
 def usage() -> str:
@@ -57,10 +60,18 @@ def main(arguments: Sequence[str]) -> int:
             problem = f"unknown command {command!r}" if command else "no command given"
             raise CommandError(f"{problem}: there are {', '.join(COMMANDS)}; --help says what they do")
         status: int = import_module(f"refbuf._cli.{command}").main(rest)
+        if sys.stdout is not None and "refbuf._run.program" not in sys.modules:
+            sys.stdout.flush()
         return status
     except CommandError as error:
         print(f"refbuf: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except BrokenPipeError:
+        if "refbuf._run.program" in sys.modules:
+            raise  # the program's, as below
+        # Whoever read has seen enough; nothing more is to be flushed there at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         if "refbuf._run.program" in sys.modules:
             raise  # the program's: the process ends as under python

@@ -149,6 +149,11 @@ impl Gate {
         }
     }
 
+    /// Owner: whether another thread uses the table; a hint.
+    pub fn is_revoked(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) & REVOKED != 0
+    }
+
     /// Owner: whether a release waits for a safe point.
     pub fn is_parked(&self) -> bool {
         self.attention.load(Ordering::Relaxed) & PARKED != 0

@@ -20,7 +20,7 @@
 //!
 //! Starting and waking block on nobody, so that an increment may do both (R2):
 //! the handle that is woken is kept as long as the heartbeat, a few words for each
-//! settler ever started (one, and one more after a fork).
+//! settler ever started (one, and one more after each fork).
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -112,7 +112,9 @@ impl Heartbeat {
 
     /// Starts the settler unless there is one, or the system has refused one.
     pub fn start<O: Counted>(&'static self, registry: &'static Registry<O>, host: impl Host) {
-        let absent = self.phase.load(Ordering::Relaxed);
+        // SeqCst, as in `run`: either this sees that there is none, or the one that ends sees
+        // that it was not told to.
+        let absent = self.phase.load(Ordering::SeqCst);
         let number = (absent & !PHASE).wrapping_add(NEXT);
         if absent & PHASE != ABSENT || self.is_held() || !self.pass(absent, number | STARTING) {
             return;

@@ -113,12 +113,18 @@ mod barrier {
     /// The revoker's side.
     pub fn heavy() {
         fence(Ordering::SeqCst);
-        if MEMBARRIER.load(Ordering::Relaxed) {
-            let done = membarrier(Command::PrivateExpedited);
-            // Registered commands fail only for lack of memory in the kernel;
-            // going on without the barrier would be unsound.
-            assert!(done, "membarrier failed after it had been registered");
+        if MEMBARRIER.load(Ordering::Relaxed) && !membarrier(Command::PrivateExpedited) {
+            no_barrier();
         }
+    }
+
+    /// A registered command fails for lack of memory in the kernel, or where it has been
+    /// forbidden since. Going on without would be unsound, and a panic would leave tables
+    /// shut for ever.
+    #[cold]
+    fn no_barrier() -> ! {
+        eprintln!("refbuf: membarrier(2) failed after it had been registered; stopping the process");
+        std::process::abort()
     }
 
     /// linux/membarrier.h.

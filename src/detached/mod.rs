@@ -85,6 +85,8 @@ impl<T> Ref<T> {
     /// Enrols the object: opens an account for it, or joins the one that it has.
     /// Takes a lock; clone the result rather than enrol again, which is sound, too.
     ///
+    /// The object must be the main interpreter's: PyO3 does not let an extension into another.
+    ///
     /// ```
     /// # use pyo3::{prelude::*, types::PyString};
     /// # Python::initialize();

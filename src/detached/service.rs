@@ -18,14 +18,13 @@
 //! the module `refbuf`'s.
 
 use std::any::Any;
-use std::sync::atomic::{fence, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Once, OnceLock};
+use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
-use pyo3::sync::OnceExt;
 use pyo3::types::PyCFunction;
 
 use super::exiting;
@@ -281,7 +280,9 @@ fn attach_and_refill() {
     let attaching = is_native.then(Attaching::start);
     // The exit closes, then looks whether someone is attaching.
     let is_late = is_native && BUFFERS.registry.is_closed();
-    let refilled = !is_late && attach(|_| refill()).is_some();
+    // A state that the thread has let go of may be one of another interpreter.
+    let attached = (!is_late).then(|| attach(|_| interp::is_main_interpreter().then(refill)));
+    let refilled = attached.flatten().flatten().is_some();
     // Before the nap: the exit does not wait for who hangs here.
     drop(attaching);
     if !refilled {
@@ -450,32 +451,36 @@ impl Host for Settler {
 // -- the interpreter's life ---------------------------------------------------
 
 /// Sets the hooks, once. Where that fails, nothing is buffered: loans are then
-/// counted on their accounts.
+/// counted on their accounts. Nor is it while another thread is at it: that runs Python
+/// code, which may come back here or fork, so nobody waits for it.
 pub(crate) fn prepare(py: Python<'_>) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once_py_attached(py, || {
-        if life::start(py, &Accounts).is_ok() {
-            let _ = READY.set(());
-        }
-    });
+    static CLAIMED: AtomicBool = AtomicBool::new(false);
+    if CLAIMED.load(Ordering::Relaxed) || CLAIMED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    if life::start(py, &Accounts).is_ok() {
+        let _ = READY.set(());
+    }
 }
 
 /// Hears of collections, from the first enrolment on: a program that has none does
 /// not pay for it.
 fn watch_collector(py: Python<'_>) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once_py_attached(py, || {
-        let on_gc = PyCFunction::new_closure(py, None, None, |arguments, _| {
-            let (phase, info) = arguments.extract::<(String, Bound<'_, PyAny>)>()?;
-            // Not the frequent, partial ones.
-            if phase == "start" && info.get_item("generation")?.extract::<u32>()? >= 2 {
-                flush_all(arguments.py());
-            }
-            PyResult::Ok(())
-        });
-        // Without it the heartbeat closes accounts all the same, a little later.
-        let _ = on_gc.and_then(|on_gc| py.import("gc")?.getattr("callbacks")?.call_method1("append", (on_gc,)));
+    // Claimed, not waited for: as in `prepare`.
+    static CLAIMED: AtomicBool = AtomicBool::new(false);
+    if CLAIMED.load(Ordering::Relaxed) || CLAIMED.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let on_gc = PyCFunction::new_closure(py, None, None, |arguments, _| {
+        let (phase, info) = arguments.extract::<(String, Bound<'_, PyAny>)>()?;
+        // Not the frequent, partial ones.
+        if phase == "start" && info.get_item("generation")?.extract::<u32>()? >= 2 {
+            flush_all(arguments.py());
+        }
+        PyResult::Ok(())
     });
+    // Without it the heartbeat closes accounts all the same, a little later.
+    let _ = on_gc.and_then(|on_gc| py.import("gc")?.getattr("callbacks")?.call_method1("append", (on_gc,)));
 }
 
 /// Buffers of accounts, in the moments of the process.
@@ -523,6 +528,8 @@ impl Service for Accounts {
     }
 
     fn let_go_in_child(&self, books: Box<dyn Any>) {
+        // Those threads are not here, and the exit would wait for them.
+        ATTACHING.store(0, Ordering::Relaxed);
         if let Ok(books) = books.downcast::<MutexGuard<'static, Books>>() {
             DESK.after_fork_in_child(*books);
         }

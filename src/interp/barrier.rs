@@ -1,5 +1,6 @@
 //! Which barrier this process uses: see [`crate::core::sync`].
 
+use std::ffi::CStr;
 use std::sync::OnceLock;
 
 use crate::core::sync::{self, Barrier};
@@ -8,7 +9,7 @@ use crate::core::sync::{self, Barrier};
 static PREPARED: OnceLock<()> = OnceLock::new();
 
 /// Set to 0, does without `membarrier(2)`, as on systems that lack it.
-const VARIABLE: &str = "REFBUF_MEMBARRIER";
+const VARIABLE: &CStr = c"REFBUF_MEMBARRIER";
 
 /// Chooses the barrier, the first time.
 pub(crate) fn prepare() {
@@ -23,8 +24,15 @@ pub(crate) fn prepare_in_child() {
     }
 }
 
+/// The environment is read without Rust's lock on it, which another thread of a forked
+/// child's parent may have held.
 fn choose() {
-    sync::prepare(std::env::var_os(VARIABLE).is_none_or(|value| value != "0"));
+    // SAFETY: a child has one thread, and the first choice is made where Python code runs,
+    // which reads and changes the environment by the same functions of the C library.
+    let value = unsafe { libc::getenv(VARIABLE.as_ptr()) };
+    // SAFETY: a C string where it is not null; looked at before anything else runs here.
+    let is_off = !value.is_null() && unsafe { CStr::from_ptr(value) } == c"0";
+    sync::prepare(!is_off);
 }
 
 /// What was chosen.

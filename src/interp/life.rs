@@ -183,6 +183,9 @@ impl<S: Service> Moments for S {
         self.note_exit(py);
         self.buffers().registry.close();
         self.settle_all(py);
+        // Held for good: one that somebody is about to start would attach to an interpreter
+        // that goes away.
+        self.buffers().heartbeat.hold();
         self.buffers().stop_settler(py);
         // What the settler had in hand, if it was stopped in the middle.
         self.settle_all(py);

@@ -50,7 +50,7 @@ mod here {
         } else if cfg!(Py_GIL_DISABLED) {
             "live mode does not know the objects of a debug build: use a release build of free-threaded CPython".into()
         } else {
-            "live mode needs a free-threaded build of CPython, and this one has a GIL: run it with python3.13t".into()
+            "live mode needs a free-threaded build of CPython, and this one has a GIL: run it with one, such as python3.13t".into()
         })
     }
 

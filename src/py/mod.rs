@@ -24,19 +24,22 @@ impl From<ConfigError> for PyErr {
     }
 }
 
-/// Settles this thread's buffer.
+/// Settles this thread's buffer: its credits go back to their objects. An object whose
+/// last reference that was is finalized now.
 #[pyfunction]
 fn flush(py: Python<'_>) {
     process::flush(py);
 }
 
-/// Settles every buffer.
+/// Settles every thread's buffer: all credits go back to their objects. An object whose
+/// last reference that was is finalized now, in this thread.
 #[pyfunction]
 fn flush_all(py: Python<'_>) {
     process::flush_all(py);
 }
 
-/// The program's references to an object.
+/// The program's references to an object: sys.getrefcount's count, without the credits
+/// that threads' buffers hold on it, and without what an account holds in reserve.
 #[pyfunction]
 fn refcount(object: &Bound<'_, PyAny>) -> isize {
     // SAFETY: attached, the object is alive.

@@ -367,6 +367,42 @@ fn a_thread_whose_gate_is_shut_does_not_stand_aside() {
 }
 
 #[test]
+fn a_settling_says_nothing_about_whether_the_table_pays() {
+    let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
+    let freed = Arc::new(Freed::default());
+    let [object, other] = [Cell::make(1, &freed), Cell::make(1, &freed)];
+    let thread = Thread::start(&registry);
+    // SAFETY: this thread's buffer.
+    let buffer = unsafe { thread.handle.as_ref() };
+    let misses = || registry.summary().totals.misses;
+    // One hit for each miss, about: it pays.
+    let mixed = || {
+        let before = misses();
+        while misses() < before + 3000 {
+            for object in [object, other] {
+                thread.inc(object);
+                thread.dec(object);
+            }
+            assert!(!buffer.stands_aside());
+        }
+    };
+    for _ in 0..100_000 {
+        thread.inc(object);
+        thread.dec(object);
+    }
+    mixed();
+    // Hits of long ago go to the registry's totals.
+    thread.flush();
+    mixed();
+    for object in [object, other] {
+        thread.flush();
+        thread.dec(object);
+    }
+    thread.flush();
+    assert_eq!(freed.count(), 2);
+}
+
+#[test]
 fn a_thread_with_a_parked_release_does_not_stand_aside_before_it_is_done() {
     let registry = Registry::<Cell>::new(Shape { slots: 1, ..Shape::DEFAULT });
     let freed = Arc::new(Freed::default());

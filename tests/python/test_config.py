@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 import sysconfig
 
@@ -69,5 +70,17 @@ def test_the_versions_in_files_are_refbufs():
 def test_what_was_not_asked_for_is_said(config):
     wanted = "--cflags, --includes, --shimdir, --cmakedir, --pkgconfigdir, --version"
     message = f"refbuf: config: nothing asked for: give one or more of {wanted}\n"
-    for arguments in (), ("--shim",):
+    assert config(returncode=2, stderr=message) == ""
+    message = "refbuf: config: --shim goes with --cflags\n"
+    for arguments in ("--shim",), ("--includes", "--shim"):
         assert config(*arguments, returncode=2, stderr=message) == ""
+
+
+def test_nobody_reads_what_is_printed():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        command = [sys.executable, "-m", "refbuf", "config", "--cflags"]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True)
+    # As a process that the system ends for it.
+    assert (done.returncode, done.stderr) == (141, "")

@@ -157,10 +157,10 @@ def test_elsewhere_it_says_why_not(here, examine, where, name, sentence):
 
 def test_versions(here, examine):
     for version, ok, sentence in (
-        ((3, 12, 1), False, "older than what refbuf knows, 3.13 to 3.15"),
+        ((3, 12, 1), False, "older than what live mode knows, 3.13 to 3.15"),
         ((3, 13, 5), True, "live mode has been run on 3.13"),
         ((3, 15, 0), True, "live mode has not been run on it"),
-        ((3, 16, 0), None, "newer than what refbuf knows, 3.13 to 3.15"),
+        ((3, 16, 0), None, "newer than what live mode knows, 3.13 to 3.15"),
     ):
         here(version=version)
         found, _ = examine()

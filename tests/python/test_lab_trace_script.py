@@ -277,6 +277,7 @@ def test_simulate_replays_it(record, write, run_process, tmp_path):
         (("--out", "/nonexistent/x", "program.py"), "cannot write"),
         (("--out", "x", "-m"), "-m takes a value"),
         (("--out", "x", "nothing"), "no script, and no workload"),
+        (("--out", "x", "missing.py"), "there is no 'missing.py'"),
     ],
 )
 def test_bad_usage_is_one_sentence(start, write, arguments, sentence):

@@ -55,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument(option, action="append_const", dest="wanted", const=printer, help=what)
     parser.add_argument("--shim", action="store_true", help="--cflags: with the directory of --shimdir first")
     given = parser.parse_args(arguments)
+    if given.shim and printers["--cflags"][0] not in (given.wanted or ()):
+        raise CommandError("config: --shim goes with --cflags")
     if not given.wanted:
         raise CommandError(f"config: nothing asked for: give one or more of {', '.join(printers)}")
     try:

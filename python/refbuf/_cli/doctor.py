@@ -159,10 +159,10 @@ def _version() -> Check:
     version = platform.python_version()
     known = f"{_dotted(OLDEST)} to {_dotted(NEWEST)}"
     if HERE < OLDEST:
-        return Check("version", False, f"{version} is older than what refbuf knows, {known}")
+        return Check("version", False, f"{version} is older than what live mode knows, {known}")
     if HERE > NEWEST:
         # Its objects are checked at import: refbuf works, or would not be here.
-        return Check("version", None, f"{version} is newer than what refbuf knows, {known}")
+        return Check("version", None, f"{version} is newer than what live mode knows, {known}")
     if HERE not in TRIED:
         return Check("version", True, f"{version}: known, but live mode has not been run on it")
     return Check("version", True, f"{version}: known, and live mode has been run on {_dotted(HERE)}")

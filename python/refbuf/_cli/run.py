@@ -103,6 +103,8 @@ def _options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
             options = options._replace(extensions=False)
         elif option == "--perf-map" and not has_value:
             options = options._replace(perf_map=True)
+        elif option in ("--stats", "--no-extensions", "--perf-map"):
+            raise CommandError(f"run: {option} takes no value")
         else:
             raise CommandError(f"run: unknown option {option!r}: --help lists those there are")
     return options, rest

@@ -58,7 +58,7 @@
 //! | `head.skip` | the owner; read by anyone for statistics |
 //! | `slots[].object` | the owner inside; read by the owner outside, too |
 //! | `slots[].word`, `parked` | whoever has the gate: the owner inside, or a revoker; outside, a hint |
-//! | `ranks`, `counters`, `window` | the owner |
+//! | `ranks`, `counters`, `window` | the owner; `recycle`, without one; `window.gain`, whoever drains, too |
 //! | `ages` | whoever holds the registry's lock |
 
 mod owner;
@@ -70,7 +70,7 @@ use crossbeam_utils::CachePadded;
 
 use super::counted::Address;
 use super::gate::Gate;
-use super::sync::{AtomicU32, AtomicUsize, PlainI64, PlainU32, PlainU64};
+use super::sync::{AtomicU32, AtomicUsize, Ordering, PlainI64, PlainU32, PlainU64};
 use super::totals::Counters;
 use slot::SLOT_SHIFT;
 
@@ -181,6 +181,14 @@ pub struct Buffer {
 struct Window {
     gain: PlainU64,
     skip: PlainU32,
+}
+
+impl Window {
+    /// A slot is drained: its word goes to the registry's totals, and the owner does not find
+    /// the hits that it stood for. Nor were they there before, then.
+    fn forget(&self, credits: u64, refunds: u64) {
+        self.gain.fetch_add(credits.wrapping_sub(2 * refunds), Ordering::Relaxed);
+    }
 }
 
 // SAFETY: `head.slots` points into `slots`, which the buffer owns; everything

@@ -404,8 +404,9 @@ impl Buffer {
     #[cold]
     #[inline(never)]
     fn consider_skipping(&self) {
-        // Who stands aside does not look at what is parked.
-        if self.gate().is_parked() {
+        // Who stands aside does not look at what is parked. And while another thread settles,
+        // hits are on their way to the registry's totals.
+        if self.gate().is_parked() || self.gate().is_revoked() {
             return;
         }
         let totals = self.totals();
@@ -419,8 +420,8 @@ impl Buffer {
         }
         let longer = self.window.skip.load(Ordering::Relaxed).saturating_mul(2).clamp(SKIP.0, SKIP.1);
         self.window.skip.store(longer, Ordering::Relaxed);
-        self.head.skip.store(i64::from(longer), Ordering::Relaxed);
         // Counted now; what is not yet done is taken off whenever they are read.
         self.counters.misses.add(u64::from(longer));
+        self.head.skip.store(i64::from(longer), Ordering::Relaxed);
     }
 }

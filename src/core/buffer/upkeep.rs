@@ -48,7 +48,9 @@ impl Buffer {
             if left > 0 {
                 leftovers.push(Leftover { object, count: left });
             }
-            totals.refunds += slot.clear();
+            let refunds = slot.clear();
+            totals.refunds += refunds;
+            self.window.forget(credits, refunds);
             // What comes back as it was is not cold for that.
             self.ages[index].store(0, Ordering::Relaxed);
             totals.settles += 1;
@@ -125,7 +127,9 @@ impl Buffer {
     /// Sums so far. Exact while the owner is not counting.
     pub fn totals(&self) -> Totals {
         let mut totals = self.counters.sums();
-        totals.misses -= self.head.skip.load(Ordering::Relaxed).max(0) as u64;
+        // Saturating: another thread may read between two stores of the owner's.
+        let skips = self.head.skip.load(Ordering::Relaxed).max(0) as u64;
+        totals.misses = totals.misses.saturating_sub(skips);
         totals.atomics += totals.misses;
         for slot in &self.slots {
             let word = slot.word();

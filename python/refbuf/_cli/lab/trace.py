@@ -51,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
             f"{COMMAND}: --out FILE must come before the program: what follows is the program's"
         )
     check_writable(COMMAND, options.out)
+    if program.kind == "script" and not os.path.exists(program.what):
+        # Or an earlier trace would give way to one of nothing.
+        raise CommandError(f"{COMMAND}: there is no {program.what!r}")
     about = {
         "recorder": f"refbuf {__version__}",
         "command": " ".join(["python", "-m", "refbuf", *COMMAND.split(), *arguments]),
