@@ -6,6 +6,7 @@ the owner's name, so a hit in a table is no longer all that a pair costs them.
     .venv-ft/bin/python tools/owner_beside.py
 """
 
+import argparse
 import threading
 import time
 from statistics import median
@@ -53,4 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     main()

@@ -76,6 +76,9 @@ def output(command: list[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     checks = {"rust": rust, "compiler": compiler, "venv": venv}
+    if not set(arguments[:1]) <= {*checks, "headers"}:
+        print(__doc__)
+        return 0 if arguments[0] in ("-h", "--help") else 2
     remaining = iter(arguments)
     for name in remaining:
         complaint = headers(next(remaining)) if name == "headers" else checks[name]()

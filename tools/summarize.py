@@ -38,6 +38,9 @@ def count(lines: list[str]) -> tuple[int, int]:
 
 
 def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
     log, status = arguments[0], int(arguments[1]) if len(arguments) > 1 else 0
     passed, failed = count(Path(log).read_text(errors="replace").splitlines())
     if failed == 0 and (status != 0 or passed == 0):

@@ -29,6 +29,10 @@ last reference an object is finalized while threads with credits on it sleep."""
 EPILOG = """One thread, and stock, are always measured, to compare with. The garbage
 collector stays enabled, and is run before the objects of each workload are
 made. On an interpreter with a GIL, stock is threads that take turns.
+
+The object that --json writes: meta, all about the run and the machine; rows, each
+with workload, variant, threads, ns_per_pair, scaling, atomics_per_1000_pairs.
+
 Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
 
 DEFAULT_ROUNDS, QUICK_ROUNDS = 5, 3
@@ -45,6 +49,8 @@ MOST_WORK_NS = 1e6
 
 def main(arguments: Sequence[str]) -> int:
     """Measures and reports; returns the exit status."""
+    if "--python" in arguments and "--extensions" in arguments:
+        raise CommandError("bench: --python and --extensions are two benchmarks: run one after the other")
     if "--python" in arguments:
         from . import bench_python
 

@@ -30,7 +30,9 @@ EPILOG = """The object that --json prints:
                that can say nothing against live mode; detail: a sentence
   sites        adds, swaps, drops: how many instructions of each form are replaced;
                left_alone: path, offset and reason of each that is not;
-               images: the same for each loaded file, as refbuf.install() reports it
+               images: for each loaded file path, adds, swaps, drops, left_alone; hooked,
+               whether the entry of _Py_DecRefShared is replaced; trampoline_bytes;
+               registers_saved, the pushes in them; seconds
 
 Exit status: 0 where live mode can be used, 1 where it cannot, 2 for bad usage."""
 

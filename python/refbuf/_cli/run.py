@@ -26,8 +26,8 @@ options:
   --stats         at exit, print what the buffers did to standard error
   --no-extensions leave extension modules alone: only the interpreter's own counts
   --perf-map      name the trampolines for perf, in /tmp/perf-PID.map, and for gdb
-  --slots N       slots of each thread's buffer, a power of two
-  --heartbeat MS  milliseconds between two beats
+  --slots N       slots of each thread's buffer, a power of two up to 1024 (usually 1024)
+  --heartbeat MS  milliseconds between two beats, 0.5 to 60000 (usually 10)
   -h, --help      this text
 
 Options of python's own come before -m refbuf: python -X dev -m refbuf run app.py
@@ -114,7 +114,9 @@ def _install(options: Options) -> None:
     try:
         refbuf.configure(slots=options.slots, heartbeat_ms=options.heartbeat_ms)
     except ValueError as error:
-        raise CommandError(f"run: {error}") from None
+        # As it is called here.
+        text = str(error).replace("heartbeat_ms", "--heartbeat")
+        raise CommandError(f"run: {text}") from None
     try:
         refbuf.install(extensions=options.extensions, perf_map=options.perf_map)
     except refbuf.UnsupportedError as error:

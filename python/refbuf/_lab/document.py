@@ -62,7 +62,7 @@ def document(
 ) -> str:
     """All of it."""
     parts = [HEAD.format(**meta), CLAIMS, _claims(found)]
-    parts += [f"\n{claim.said} {claim.why}\n" for claim in found if claim.why]
+    parts += [f"\n*{claim.said}* {claim.why}\n" for claim in found if claim.why]
     parts += [WORK.format(share=meta["counting_share"])]
     parts += [f"- {line}\n" for line in calibration_lines(meta)]
     parts += ["\n## Everything\n\n![throughput over threads](lab.png)\n\n", _rows(figures.usual)]
@@ -91,7 +91,15 @@ def _claims(found: Sequence[Claim]) -> str:
 
 def _rows(results: Results) -> str:
     return _table(
-        ("program", "threads", "scheme", "ns a pair", "speed to plain", "scaling", "atomics in 1,000 pairs"),
+        (
+            "program",
+            "threads",
+            "scheme",
+            "ns a pair",
+            "one thread's speed to plain's",
+            "scaling",
+            "atomics in 1,000 pairs",
+        ),
         [
             (
                 row.workload,
