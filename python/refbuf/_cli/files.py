@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from . import CommandError
 
 PICTURES = ("png", "svg", "pdf")
-INSTALL = "python -m pip install rich matplotlib"
+INSTALL = "python -m pip install --prefer-binary rich matplotlib"
 
 
 def check_writable(command: str, path: str | None) -> None:
