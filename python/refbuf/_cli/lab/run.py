@@ -22,8 +22,15 @@ scaling, atomic operations, cells in memory; then for each scheme its memory, an
 long after its last reference a cell is freed."""
 
 EPILOG = """plain and one thread are always measured, to compare with. docs/LAB.md has what
-each program and scheme is. Exit status: 0, 2 for bad usage or a missing package,
-130 if interrupted."""
+each program and scheme is.
+
+The object that --json writes: meta, all about the run and the machine; rows, each
+with workload, scheme, threads, ns_per_pair, speed (of one thread) and throughput
+(of all) over plain's one thread, scaling, atomics_per_1000_pairs, header_bytes,
+thread_bytes, most_cells; reclaim, by scheme: reclaimed, median_ms, p99_ms (null
+where nothing is freed until a collection), samples.
+
+Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
 
 DEFAULT_ROUNDS = 5
 DEFAULT_SECONDS = 0.2

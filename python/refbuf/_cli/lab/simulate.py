@@ -25,8 +25,18 @@ estimated time of a pair, scaling, coherence misses (a line that another cache
 has), atomic operations; hit rates over sizes and hashes of the tables; and what
 real threads measure on this machine, with the error of the estimate."""
 
-EPILOG = """docs/SIMULATION.md says what the model leaves out. Exit status: 0, 2 for bad
-usage, a file that is no trace or a missing package, 130 if interrupted."""
+EPILOG = """docs/SIMULATION.md says what the model leaves out.
+
+The object that --json writes: meta, all about the run and the machine; rows, each
+with scheme, threads, slots and hash (null for a scheme without tables),
+ns_per_pair, pairs_per_second, scaling, misses_per_1000_pairs,
+atomics_per_1000_pairs, fills_per_1000_pairs, hit_rate; tables, the same for other
+sizes of table; validation, each with scheme, variant, threads,
+estimated_ns_per_pair, measured_ns_per_pair, error, undisturbed (runs that had their
+CPUs).
+
+Exit status: 0, 2 for bad usage, a file that is no trace or a missing package,
+130 if interrupted."""
 
 DEFAULT_SLOTS = (1024, 256, 64, 16)
 DEFAULT_CACHE_KIB = 2048
