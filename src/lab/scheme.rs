@@ -150,8 +150,10 @@ pub trait Roots<H>: Send + Sync {
     fn trace(&self, visit: &mut dyn FnMut(At<H>));
 }
 
-/// What a thread counts for the report. Written by it alone.
+/// What a thread counts for the report. Written by it alone, and alone on its lines: what
+/// one thread notes down must not cost another.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Tally {
     /// Cells made.
     pub made: PlainU64,

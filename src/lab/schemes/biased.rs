@@ -125,18 +125,19 @@ impl Head {
         left == 0
     }
 
-    /// By the owner, at a local count of 0. True if the cell dies.
-    pub(super) fn merge_at_zero(&self) -> bool {
+    /// By the owner, at a local count of 0. Whether the cell dies, and how many atomic
+    /// operations that took.
+    pub(super) fn merge_at_zero(&self) -> (bool, u64) {
         // Acquire: what others did with the cell comes before its death.
         if self.shared.load(Ordering::Acquire) == 0 {
             // Nobody else has ever had a reference, or all of those are gone.
-            return true;
+            return (true, 0);
         }
         // Written first: once it is MERGED, others may free the cell.
         self.owner.store(0, Ordering::Relaxed);
         let before = self.shared.fetch_update(Ordering::AcqRel, Ordering::Acquire, |shared| Some(shared | MERGED));
         // One that is queued has a reference until it is merged.
-        before.is_ok_and(|shared| shared | MERGED == MERGED)
+        (before.is_ok_and(|shared| shared | MERGED == MERGED), 1)
     }
 
     /// Adds up both counts but for one reference, the queue's; nobody owns the cell from
@@ -259,9 +260,10 @@ impl Thread<'_> {
     #[cold]
     #[inline(never)]
     pub(super) unsafe fn merge_at_zero(&mut self, cell: At<Head>) -> bool {
-        self.common.atomics(1);
         // SAFETY: whoever has other references cannot free it before it is merged.
-        unsafe { cell.get() }.head.merge_at_zero()
+        let (dies, atomics) = unsafe { cell.get() }.head.merge_at_zero();
+        self.common.atomics(atomics);
+        dies
     }
 
     /// Drops a reference to a cell that this thread does not own, with one atomic

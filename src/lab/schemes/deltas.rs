@@ -229,8 +229,8 @@ impl Thread<'_> {
         // SAFETY: the caller's promise; while this thread waits, its stack keeps it.
         let head = &unsafe { cell.get() }.head;
         let owner = head.owner.load(Ordering::Acquire);
-        self.inside().common.atomics(1);
         if owner == NOBODY {
+            self.inside().common.atomics(1);
             let _ = head.owner.compare_exchange(NOBODY, self.number, Ordering::AcqRel, Ordering::Relaxed);
             return;
         }
@@ -251,7 +251,9 @@ impl Thread<'_> {
         }
         seat.token.give();
         self.resume();
-        self.inside().common.stack.pop();
+        let common = &mut self.inside().common;
+        common.stack.pop();
+        common.atomics(1);
     }
 
     /// Stops the world, unless another thread has just done so, and collects.
