@@ -91,6 +91,12 @@ def test_nothing_but_atomic_needs_atomics_for_a_threads_own_cells(scheme):
     assert run["atomics_per_1000_pairs"] < 1
 
 
+@pytest.mark.parametrize("scheme", ["plain", "biased", "credits"])
+def test_a_cell_that_no_other_thread_has_seen_dies_without_atomics(scheme):
+    run = run_program(scheme, "churn", threads=2, seconds=0.05, work=0, **USUAL)
+    assert run["atomics_per_1000_pairs"] < 1
+
+
 def test_literals_of_another_thread_cost_thread_counts_two_atomics_and_credits_hardly_any():
     foreign = USUAL | {"share": 1.0, "made_by_worker": False}
     tulloss, credits = (
