@@ -166,6 +166,7 @@ def test_multiprocessing_is_not_loaded_for_programs_without_it(run):
         (("--slots", "4.5", "x.py"), "--slots takes a number"),
         (("--heartbeat", "soon", "x.py"), "--heartbeat takes a number"),
         (("--heartbeat=nan", "x.py"), ""),
+        (("--heartbeat", "0", "x.py"), "--heartbeat must be from 0.5 to 60000"),
         (("--stats=yes", "x.py"), "--stats takes no value"),
         (("--stat", "x.py"), "unknown option '--stat'"),
         (("--", "x.py"), "unknown option '--'"),

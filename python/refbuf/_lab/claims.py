@@ -177,7 +177,7 @@ def _credits_scale(figures: Figures) -> Claim:
 def _credits_free_promptly(figures: Figures) -> Claim:
     reclaim = figures.usual.reclaim["credits"]
     return Claim(
-        "An object is freed within two heartbeats of 10 ms, whoever sleeps.",
+        "An object is freed within two heartbeats of 10 ms, whichever threads with credits on it sleep.",
         "refbuf",
         _delay(reclaim),
         reclaim.p99_ms is not None and reclaim.p99_ms <= 20,
