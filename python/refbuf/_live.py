@@ -97,19 +97,28 @@ def _name_trampolines() -> None:
     _named.update(address for address, _, _ in new)
 
 
-def _create_and_patch(spec: Any, *rest: Any) -> Any:
+def _load_and_patch(spec: Any) -> None:
     # Loaded first, so that it is patched before it runs; the interpreter then gets the same file.
-    if spec.origin is not None:
-        try:
-            if _refbuf.live_load_extension(spec.origin) is not None:
-                _name_trampolines()
-        except OSError:
-            pass  # The interpreter says it better.
-        except UnsupportedError as error:
-            import warnings
+    try:
+        if _refbuf.live_load_extension(spec.origin, sys.getdlopenflags()) is not None:
+            _name_trampolines()
+    except OSError:
+        pass  # The interpreter says it better.
+    except UnsupportedError as error:
+        _warn(f"refbuf: {error}: its own counts are left alone")
 
-            warnings.warn(f"refbuf: {error}: its own counts are left alone", RuntimeWarning, stacklevel=2)
-    return _create_dynamic(spec, *rest)
+
+def _warn(what: str) -> None:
+    import warnings
+
+    try:
+        warnings.warn(what, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        # By python -W error. But the program's import has not failed.
+        print(what, file=sys.stderr)
+
+
+_create_and_patch: Callable[..., Any] = _refbuf.live_creator(_load_and_patch, _create_dynamic)
 
 
 def install(extensions: bool = True, perf_map: bool = False) -> InstallReport:

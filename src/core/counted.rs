@@ -8,8 +8,9 @@ pub type Address = usize;
 /// # Safety
 ///
 /// Implementors promise that [`add`](Counted::add), [`draw`](Counted::draw),
-/// [`take`](Counted::take) and [`has_others`](Counted::has_others) run no
-/// foreign code, free nothing and wait for no other thread (rule R2). `add` may
+/// [`take`](Counted::take), [`has_others`](Counted::has_others) and
+/// [`admits_credits`](Counted::admits_credits) run no foreign code, free nothing
+/// and wait for no other thread (rule R2). `add` may
 /// wait where the kind of object says so: it is never called inside a gate.
 pub unsafe trait Counted: 'static {
     /// Counts `n` more references, with one atomic operation.
@@ -47,6 +48,16 @@ pub unsafe trait Counted: 'static {
     ///
     /// As for `add`; the caller owns a reference.
     unsafe fn has_others(object: Address) -> bool;
+
+    /// Whether a buffer may hold credits on it: not where they could come in while the
+    /// object is being deallocated by code that will not see them.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`.
+    unsafe fn admits_credits(_object: Address) -> bool {
+        true
+    }
 
     /// Drops one reference as the interpreter does. May free the object and so
     /// run any foreign code: no lock is held and no buffer is entered here.

@@ -1,14 +1,19 @@
 //! What the code behind an instruction may still need: which registers it reads before
-//! it writes them, and whether it reads the flags.
+//! it writes them, and whether it reads the flags. And whether the code before it has asked
+//! who owns an object.
 //!
 //! Only proof counts: whatever is not seen within a few dozen instructions, or lies behind
 //! a call, a return or a computed jump, is taken to be needed. So no assumption on who
 //! saves which registers is made; compilers bend those within a file (gcc's -fipa-ra).
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register, RflagsBits};
+use iced_x86::{
+    FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits, UsedRegister,
+};
 
 /// Instructions looked at, on all ways together.
 const HORIZON: usize = 64;
+/// The same, on the ways that lead to an instruction.
+const BACKWARD_HORIZON: usize = 256;
 
 /// The registers that may be borrowed: all but the stack's.
 pub const GENERAL: [Register; 15] = [
@@ -63,12 +68,8 @@ const STATUS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBit
 pub struct Code<'a> {
     instructions: &'a [Instruction],
     info: InstructionInfoFactory,
-}
-
-impl std::fmt::Debug for Code<'_> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Code").field("instructions", &self.instructions.len()).finish_non_exhaustive()
-    }
+    /// Branches within the function, as (where to, from where), in order; once it is asked for.
+    branches: Option<Vec<(usize, usize)>>,
 }
 
 /// What is known of the code from some point on.
@@ -87,10 +88,41 @@ struct Way {
     flags: u32,
 }
 
+/// Registers that a function leaves as they were.
+const KEPT_BY_CALLS: [Register; 6] =
+    [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+
+/// Whether it loads the thread's id into this register: `mov register, fs:0`.
+fn is_thread_id(instruction: &Instruction, register: Register) -> bool {
+    instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op0_register() == register
+        && instruction.op1_kind() == OpKind::Memory
+        && instruction.segment_prefix() == Register::FS
+        && instruction.memory_base() == Register::None
+        && instruction.memory_index() == Register::None
+        && instruction.memory_displacement64() == 0
+}
+
+/// What it compares the first word of something with.
+fn compared_with(instruction: &Instruction) -> Option<Register> {
+    let is_first_word = instruction.mnemonic() == Mnemonic::Cmp
+        && instruction.memory_size().size() == 8
+        && instruction.memory_base().is_gpr64()
+        && instruction.memory_index() == Register::None
+        && instruction.memory_displacement64() == 0
+        && instruction.segment_prefix() == Register::None;
+    let register = match (instruction.op0_kind(), instruction.op1_kind()) {
+        (OpKind::Memory, OpKind::Register) => instruction.op1_register(),
+        (OpKind::Register, OpKind::Memory) => instruction.op0_register(),
+        _ => return None,
+    };
+    is_first_word.then_some(register)
+}
+
 impl<'a> Code<'a> {
     /// Of one function.
     pub fn new(instructions: &'a [Instruction]) -> Code<'a> {
-        Code { instructions, info: InstructionInfoFactory::new() }
+        Code { instructions, info: InstructionInfoFactory::new(), branches: None }
     }
 
     fn find(&self, address: u64) -> Option<usize> {
@@ -104,6 +136,76 @@ impl<'a> Code<'a> {
             matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
         };
         self.instructions.iter().any(is_call)
+    }
+
+    fn branches(&mut self) -> &[(usize, usize)] {
+        let code = &*self;
+        let branches = code.branches.clone().unwrap_or_else(|| {
+            let is_branch = |instruction: &Instruction| {
+                matches!(instruction.flow_control(), FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch)
+            };
+            let of = code.instructions.iter().enumerate().filter(|(_, instruction)| is_branch(instruction));
+            let mut all: Vec<_> =
+                of.filter_map(|(from, branch)| Some((code.find(branch.near_branch_target())?, from))).collect();
+            all.sort_unstable();
+            all
+        });
+        self.branches.insert(branches)
+    }
+
+    /// Whether all ways to the instruction with this index have just compared the first word
+    /// of something in memory with this thread's id, as CPython does before it counts what
+    /// another thread owns. Only proof counts here, too: a way that comes from nowhere known
+    /// has compared nothing.
+    pub fn has_asked_for_the_owner(&mut self, index: usize) -> bool {
+        // A way backward, and the register that must be the thread's id there.
+        let mut ways = vec![(index, None)];
+        let mut visited = ways.clone();
+        while let Some((index, id)) = ways.pop() {
+            let branches = self.branches();
+            let first = branches.partition_point(|&(to, _)| to < index);
+            let mut before: Vec<usize> =
+                branches[first..].iter().take_while(|&&(to, _)| to == index).map(|&(_, from)| from).collect();
+            let falls_through = |instruction: &Instruction| {
+                use FlowControl::{Call, ConditionalBranch, IndirectCall, Next};
+                matches!(instruction.flow_control(), Next | ConditionalBranch | Call | IndirectCall)
+            };
+            before.extend(index.checked_sub(1).filter(|&before| falls_through(&self.instructions[before])));
+            if before.is_empty() && self.instructions[index].mnemonic() == Mnemonic::Nop {
+                // Nobody comes by here: it fills up a line.
+                continue;
+            }
+            if before.is_empty() || visited.len() > BACKWARD_HORIZON {
+                return false;
+            }
+            for index in before {
+                let instruction = &self.instructions[index];
+                let id = match id {
+                    Some(id) if is_thread_id(instruction, id) => continue,
+                    Some(id) if self.may_write(instruction, id) => return false,
+                    None if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) => {
+                        return false
+                    }
+                    known => known.or_else(|| compared_with(instruction)),
+                };
+                if !visited.contains(&(index, id)) {
+                    visited.push((index, id));
+                    ways.push((index, id));
+                }
+            }
+        }
+        true
+    }
+
+    fn may_write(&mut self, instruction: &Instruction, register: Register) -> bool {
+        if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+            return !KEPT_BY_CALLS.contains(&register);
+        }
+        let writes = |used: &UsedRegister| {
+            let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+            writes && used.register().full_register() == register
+        };
+        self.info.info(instruction).used_registers().iter().any(writes)
     }
 
     /// What is needed from the instruction at `address` on.

@@ -21,6 +21,8 @@ pub struct Image {
     pub path: PathBuf,
     /// Its executable segments, as addresses.
     pub code: Vec<Range<usize>>,
+    /// Where in the file each of them begins.
+    offsets: Vec<u64>,
     /// All its segments.
     segments: Vec<Range<usize>>,
     /// `.eh_frame_hdr`.
@@ -31,12 +33,18 @@ impl Image {
     /// Code that no file holds.
     #[cfg(test)]
     pub(super) fn of_code(code: Range<usize>) -> Image {
-        Image { path: PathBuf::from("a test"), code: vec![code.clone()], segments: vec![code], frames: None }
+        let segments = vec![code.clone()];
+        Image { path: PathBuf::from("a test"), code: vec![code], offsets: vec![0], segments, frames: None }
     }
 
     /// Whether an address is in it.
     pub fn holds(&self, address: usize) -> bool {
         self.segments.iter().any(|segment| segment.contains(&address))
+    }
+
+    /// Its executable segments, and where in the file each of them begins.
+    pub fn code_in_file(&self) -> impl Iterator<Item = (Range<usize>, u64)> + '_ {
+        self.code.iter().cloned().zip(self.offsets.iter().copied())
     }
 
     /// Where all of it lies.
@@ -122,6 +130,7 @@ unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _size: usize, images: *
         start..start + header.p_memsz as usize
     };
     let loads = || headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
+    let executable = || loads().filter(|header| header.p_flags & libc::PF_X != 0);
     let name = if info.dlpi_name.is_null() {
         &[]
     } else {
@@ -135,7 +144,8 @@ unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _size: usize, images: *
     };
     images.push(Image {
         path,
-        code: loads().filter(|header| header.p_flags & libc::PF_X != 0).map(place).collect(),
+        code: executable().map(place).collect(),
+        offsets: executable().map(|header| header.p_offset).collect(),
         segments: loads().map(place).collect(),
         frames: headers.iter().find(|header| header.p_type == libc::PT_GNU_EH_FRAME).map(place),
     });

@@ -273,21 +273,23 @@ fn examine_all(
 }
 
 /// Loads a file as the interpreter does, which then gets the same; it stays loaded.
+/// `flags`: of dlopen(3).
 ///
 /// # Errors
 ///
 /// Where it cannot be loaded.
-pub(crate) fn load(path: &Path) -> io::Result<()> {
+pub(crate) fn load(path: &Path, flags: i32) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: runs the file's constructors, as importing it would.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
     if handle.is_null() {
         return Err(io::Error::other("it cannot be loaded"));
     }
     Ok(())
 }
 
-/// Patches an extension that has just been loaded, and that nobody has run yet.
+/// Patches an extension that has just been loaded. Others may run it: one that loads a file
+/// for the second time, say, or in another interpreter.
 ///
 /// # Errors
 ///
@@ -307,7 +309,7 @@ pub(crate) fn install_extension(_py: Python<'_>, path: &Path) -> Result<Option<I
         known.push(prepared(&planned(image)?, purpose)?);
     }
     let Some(new) = known.iter_mut().find(|known| is_it(known)) else { return Ok(None) };
-    // SAFETY: nobody has run it yet.
+    // SAFETY: only sites are replaced, and no function.
     unsafe { new.patch.apply() }.map_err(|error| cannot(new, &error))?;
     new.applied = true;
     Ok(Some(new.report.clone()))

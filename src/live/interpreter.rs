@@ -1,8 +1,9 @@
 //! CPython: when its code may be patched, and what the slow ways are.
 //!
 //! The caller is attached, no other thread has a thread state, and the settlers have
-//! ended: so nobody else is in the interpreter's code or comes back to it. A thread
-//! that was never Python's does not know it.
+//! ended: so nobody else is in `_Py_DecRefShared`, or comes back to it. A thread that was
+//! never Python's may come back from it when a callback attaches: then it finds the site, or
+//! the jump that does the same.
 
 use std::mem::offset_of;
 
@@ -76,14 +77,13 @@ unsafe extern "C" fn take_in(op: *mut PyObject) -> bool {
     }
 }
 
-/// The slow way of the entry.
+/// The slow way of the entry. What the interpreter does to errno when an object dies is its
+/// own business.
 unsafe extern "C" fn decrement(op: *mut PyObject) {
     // SAFETY: the caller's promises are those of _Py_DecRefShared.
     unsafe {
-        if attachment::current_state().is_null() {
+        if !take_in(op) {
             interp::release_foreign(op);
-        } else {
-            interp::dec_ref_missed_anywhere(op);
         }
     }
 }

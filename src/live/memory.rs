@@ -1,11 +1,13 @@
-//! Memory for trampolines, within reach of a jump from an image.
+//! Memory for trampolines, within reach of a jump from an image; and for copies of code.
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr;
+use std::slice;
 
 /// How far from its end a jump reaches, with room to spare.
 const REACH: usize = 0x7000_0000;
@@ -31,41 +33,19 @@ pub fn pages_of(range: Range<usize>) -> Range<usize> {
     range.start / page * page..range.end.next_multiple_of(page)
 }
 
-/// mprotect(2).
-///
-/// # Errors
-///
-/// What the system says.
-///
-/// # Safety
-///
-/// Whoever uses these pages can do with what is allowed then.
-pub unsafe fn protect(pages: Range<usize>, protection: libc::c_int) -> io::Result<()> {
-    // SAFETY: the caller's promise.
-    match unsafe { libc::mprotect(pages.start as *mut libc::c_void, pages.len(), protection) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Does to a private copy of a file's first page what patching does to its code.
 ///
 /// # Errors
 ///
 /// What the system says.
 pub fn rehearse(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    let protection = libc::PROT_READ | libc::PROT_EXEC;
-    // SAFETY: asks for new pages.
-    let got = unsafe { libc::mmap(ptr::null_mut(), page(), protection, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
-    if got == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let pages = Pages { start: got as usize, length: page() };
-    pages.open()?;
-    // SAFETY: a page of our own, which may be written.
-    unsafe { got.cast::<u8>().write_volatile(0xCC) };
-    pages.seal()
+    let first = || Pages::of_file(path, 0, page());
+    let (there, mut copy) = (first()?, first()?);
+    copy.write(0, &[0xCC]);
+    copy.seal()?;
+    // SAFETY: pages of our own, which nobody uses.
+    unsafe { copy.put_over(there.range()) }?;
+    Ok(())
 }
 
 impl Pages {
@@ -122,6 +102,83 @@ impl Pages {
         Ok(Pages { start: got as usize, length })
     }
 
+    /// A private copy of so much of a file, from a multiple of the page's size on: writable,
+    /// not executable.
+    fn of_file(path: &Path, offset: u64, length: usize) -> io::Result<Pages> {
+        let file = File::open(path)?;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        let (length, rights) = (length.max(1).next_multiple_of(page()), libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: asks for new pages.
+        let got = unsafe { libc::mmap(ptr::null_mut(), length, rights, libc::MAP_PRIVATE, file.as_raw_fd(), offset) };
+        if got == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Pages { start: got as usize, length })
+    }
+
+    /// A copy of these pages: writable, not executable. Where they come from a file that still
+    /// has what they hold, so does the copy, so that whoever looks finds the file's name.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    ///
+    /// # Safety
+    ///
+    /// The pages can be read, and nobody writes there.
+    pub unsafe fn copy_of(pages: Range<usize>, path: &Path, offset: u64) -> io::Result<Pages> {
+        // Behind the end of a file there is nothing to read.
+        let reaches = |end: u64| path.metadata().is_ok_and(|file| file.is_file() && file.len() > end);
+        let last_page = offset + (pages.len() - page()) as u64;
+        let of_file = reaches(last_page).then(|| Pages::of_file(path, offset, pages.len()).ok()).flatten();
+        let copy = of_file.map_or_else(|| Pages::anywhere(pages.len()), Ok)?;
+        for at in (0..pages.len()).step_by(page()) {
+            // SAFETY: the caller's promise, and pages of our own.
+            let (from, to) = unsafe {
+                let from = slice::from_raw_parts((pages.start + at) as *const u8, page());
+                (from, slice::from_raw_parts_mut((copy.start + at) as *mut u8, page()))
+            };
+            if from != to {
+                to.copy_from_slice(from);
+            }
+        }
+        Ok(copy)
+    }
+
+    /// So many bytes: writable, not executable.
+    fn anywhere(length: usize) -> io::Result<Pages> {
+        let length = length.max(1).next_multiple_of(page());
+        let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: asks for new pages.
+        let got = unsafe { libc::mmap(ptr::null_mut(), length, rights, flags, -1, 0) };
+        if got == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Pages { start: got as usize, length })
+    }
+
+    /// Puts them in the place of as many others, which are no more. Who runs what is there finds
+    /// either, and both in one piece: the system lets nobody see what is between.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    ///
+    /// # Safety
+    ///
+    /// Whoever uses the others can do with these.
+    pub unsafe fn put_over(self, others: Range<usize>) -> io::Result<()> {
+        assert_eq!(others.len(), self.length, "as many");
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let (from, to) = (self.start as *mut libc::c_void, others.start as *mut libc::c_void);
+        // SAFETY: our own pages, and the caller's promise.
+        if unsafe { libc::mremap(from, self.length, self.length, flags, to) } == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        mem::forget(self);
+        Ok(())
+    }
+
     /// Of the first byte.
     pub fn start(&self) -> usize {
         self.start
@@ -145,8 +202,7 @@ impl Pages {
     ///
     /// What the system says.
     pub fn open(&self) -> io::Result<()> {
-        // SAFETY: our own pages, which nobody runs while they are written.
-        unsafe { protect(self.range(), libc::PROT_READ | libc::PROT_WRITE) }
+        self.protect(libc::PROT_READ | libc::PROT_WRITE)
     }
 
     /// From now on they may be executed, and no longer written.
@@ -155,8 +211,15 @@ impl Pages {
     ///
     /// What the system says.
     pub fn seal(&self) -> io::Result<()> {
-        // SAFETY: our own pages.
-        unsafe { protect(self.range(), libc::PROT_READ | libc::PROT_EXEC) }
+        self.protect(libc::PROT_READ | libc::PROT_EXEC)
+    }
+
+    fn protect(&self, rights: libc::c_int) -> io::Result<()> {
+        // SAFETY: our own pages, which nobody runs while they are written.
+        match unsafe { libc::mprotect(self.start as *mut libc::c_void, self.length, rights) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 

@@ -2,13 +2,18 @@
 //!
 //! ```text
 //! prepare   trampolines are written into pages of their own, and sealed
-//! apply     the image's code becomes writable and not executable; each site a jump;
-//!           then executable and not writable
+//! apply     in a copy of the image's code each site becomes a jump; the copy is made
+//!           executable and no longer writable, and put in the code's place
 //! revert    the same, with the bytes that were there
 //! ```
 //!
-//! Signals are blocked while code cannot be executed. Nobody but the caller may be in the
-//! image's code, or come back to it, meanwhile.
+//! So the code can be run all the time, and is never writable. A site is one instruction,
+//! and the jump does what it does: it makes no difference to other threads in the image's
+//! code when they come by. The first instructions of `_Py_DecRefShared` are several:
+//! where they are changed, nobody else may be there, or come back, meanwhile.
+//!
+//! Source: mremap(2); move_page_tables in Linux's mm/mremap.c, which works under the lock
+//! that page faults wait for.
 
 use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::HashMap;
@@ -19,7 +24,7 @@ use std::ptr;
 use std::slice;
 
 use super::image::Image;
-use super::memory::{page, pages_of, protect, Pages};
+use super::memory::{page, pages_of, Pages};
 use super::plan::{Form, Plan, JUMP};
 use super::trampoline::{self, Context, Shape, Template};
 
@@ -39,8 +44,7 @@ struct Change {
 #[derive(Debug)]
 pub struct Patch {
     changes: Vec<Change>,
-    /// Of the image.
-    code: Vec<Range<usize>>,
+    image: Image,
     /// Keeps the trampolines.
     pages: Pages,
     /// The function that drops references, as it was.
@@ -110,7 +114,7 @@ impl Patch {
             original = Some(kept);
         }
         pages.seal()?;
-        Ok(Patch { changes, code: image.code.clone(), pages, original, used })
+        Ok(Patch { changes, image: image.clone(), pages, original, used })
     }
 
     /// Where the function that drops references can still be called as it was.
@@ -145,7 +149,8 @@ impl Patch {
     ///
     /// # Safety
     ///
-    /// No other thread is in the image's code, or comes back to it meanwhile.
+    /// Where there is a function to be replaced, no other thread is in the image's code, or
+    /// comes back to it meanwhile.
     pub unsafe fn apply(&self) -> io::Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.write(|change| &change.before, |change| &change.after) }
@@ -171,32 +176,33 @@ impl Patch {
         from: impl Fn(&'a Change) -> &'a [u8],
         to: impl Fn(&'a Change) -> &'a [u8],
     ) -> io::Result<()> {
-        let is_there = |change: &&'a Change| {
+        let is_there = |change: &'a Change| {
             let from = from(change);
             // SAFETY: within the image's code, which may be read.
             from == unsafe { slice::from_raw_parts(change.address as *const u8, from.len()) }
         };
-        if !self.changes.iter().all(|change| is_there(&change)) {
+        if !self.changes.iter().all(is_there) {
             return Err(io::Error::other("somebody else has changed it"));
         }
-        let _quiet = NoSignals::new();
-        let segments: Vec<Range<usize>> = self.code.iter().cloned().map(pages_of).collect();
-        let opened: io::Result<()> = segments.iter().try_for_each(|pages| {
-            // SAFETY: the caller's promise: nobody runs what is there.
-            unsafe { protect(pages.clone(), libc::PROT_READ | libc::PROT_WRITE) }
-        });
-        if opened.is_ok() {
-            for change in &self.changes {
-                let bytes = to(change);
-                // SAFETY: within the image's code, which may be written.
-                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), change.address as *mut u8, bytes.len()) };
+        let copy = |(code, offset): (Range<usize>, u64)| {
+            let pages = pages_of(code.clone());
+            let offset = offset - (code.start - pages.start) as u64;
+            // SAFETY: code of the image; only patches write there, under one lock.
+            let mut copy = unsafe { Pages::copy_of(pages.clone(), &self.image.path, offset) }?;
+            for change in self.changes.iter().filter(|change| code.contains(&change.address)) {
+                copy.write(change.address - pages.start, to(change));
             }
-        }
-        let closed: io::Result<()> = segments.iter().try_for_each(|pages| {
-            // SAFETY: as the loader had it.
-            unsafe { protect(pages.clone(), libc::PROT_READ | libc::PROT_EXEC) }
-        });
-        opened.and(closed)
+            copy.seal()?;
+            Ok((pages, copy))
+        };
+        let is_changed =
+            |(code, _): &(Range<usize>, u64)| self.changes.iter().any(|change| code.contains(&change.address));
+        let copies = self.image.code_in_file().filter(is_changed).map(copy).collect::<io::Result<Vec<_>>>()?;
+        copies.into_iter().try_for_each(|(pages, copy)| {
+            // SAFETY: the caller's promise: whoever is there finds the same instructions, or jumps
+            // that do the same.
+            unsafe { copy.put_over(pages) }
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | form | instruction | what it is |
 //! |---|---|---|
-//! | add | `lock add qword [object+16], 4` | an increment of another thread's object |
+//! | add | `lock add qword [object+16], 4`; in other files than the interpreter, behind a look at the owner | an increment of another thread's object |
 //! | swap | `lock cmpxchg qword [address], new` | perhaps one: its trampoline sees |
 //! | drop | the same, in the middle of `_Py_DecRefShared` that is compiled into its caller | a decrement |
 //! | entry | the first bytes of `_Py_DecRefShared` | a decrement of another thread's object |
@@ -139,6 +139,7 @@ pub unsafe fn plan(image: &Image, entry: usize) -> Result<Plan, String> {
 /// As for [`plan`].
 pub unsafe fn plan_functions(image: &Image, functions: &[Range<usize>], entry: usize) -> Result<Plan, String> {
     let mut targets = Addresses::new(&image.code);
+    let form_is_proof = image.holds(entry);
     let mut plan = Plan::default();
     let mut instructions: Vec<Instruction> = Vec::new();
     let mut decoded: Vec<Range<usize>> = Vec::new();
@@ -156,7 +157,7 @@ pub unsafe fn plan_functions(image: &Image, functions: &[Range<usize>], entry: u
             let swaps = instructions.iter().any(|instruction| matches!(form(instruction), Some(Ok(Form::Swap { .. }))));
             plan.entry = Some(Entry { address: entry, head: head(&instructions)?, swaps });
         } else {
-            note_sites(&instructions, &mut plan);
+            note_sites(&instructions, form_is_proof, &mut plan);
         }
     }
     if image.holds(entry) && plan.entry.is_none() {
@@ -257,7 +258,9 @@ fn head(instructions: &[Instruction]) -> Result<Vec<Instruction>, String> {
     Err("the first instructions of _Py_DecRefShared cannot be moved".into())
 }
 
-fn note_sites(instructions: &[Instruction], plan: &mut Plan) {
+/// `form_is_proof`: the interpreter has no other adds of this form than of increments. Other
+/// files may, on words of their own.
+fn note_sites(instructions: &[Instruction], form_is_proof: bool, plan: &mut Plan) {
     let mut code = Code::new(instructions);
     let red_zone = !code.calls();
     for (index, instruction) in instructions.iter().enumerate() {
@@ -278,6 +281,9 @@ fn note_sites(instructions: &[Instruction], plan: &mut Plan) {
         let reason = reason.or(match form {
             _ if length < JUMP => Some("it is shorter than a jump"),
             Form::Add { .. } if needs.flags => Some("its flags are read"),
+            Form::Add { .. } if !form_is_proof && !code.has_asked_for_the_owner(index) => {
+                Some("nothing before it shows that it counts an object")
+            }
             _ => None,
         });
         match reason {

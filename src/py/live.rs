@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyCFunction, PyDict};
 
 #[cfg(all(buffered, target_os = "linux", target_arch = "x86_64"))]
 use crate::live::installation as here;
@@ -74,7 +74,7 @@ mod here {
         Ok((trace::Trace { about, ..Default::default() }.write()?, 0))
     }
 
-    pub(super) fn load(_path: &Path) -> std::io::Result<()> {
+    pub(super) fn load(_path: &Path, _flags: i32) -> std::io::Result<()> {
         Ok(())
     }
 
@@ -162,12 +162,32 @@ fn live_recorded(py: Python<'_>, about: BTreeMap<String, String>) -> PyResult<(B
     Ok((PyBytes::new(py, &content), unseen))
 }
 
-/// Loads an extension and patches it before it is run; None where there is nothing to do.
+/// Loads an extension, by these flags of dlopen(3), and patches it before the interpreter runs
+/// it; None where there is nothing to do.
 #[pyfunction]
-fn live_load_extension(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict>>> {
-    here::load(&path)?;
+fn live_load_extension(py: Python<'_>, path: PathBuf, flags: i32) -> PyResult<Option<Bound<'_, PyDict>>> {
+    here::load(&path, flags)?;
     let report = here::install_extension(py, &path).map_err(UnsupportedError::new_err)?;
     report.as_ref().map(|report| describe(py, report)).transpose()
+}
+
+/// In the place of `_imp.create_dynamic`, which is `create`: a function (spec, *rest) that calls
+/// `prepare(spec)` before it. It has no frame of its own: none of ours is in a traceback.
+#[pyfunction]
+fn live_creator(py: Python<'_>, prepare: Py<PyAny>, create: Py<PyAny>) -> PyResult<Bound<'_, PyCFunction>> {
+    PyCFunction::new_closure(py, None, None, move |arguments, keywords| {
+        let py = arguments.py();
+        let spec = arguments.get_item(0)?;
+        let path = spec.getattr("origin")?;
+        if !path.is_none() {
+            // The interpreter says so as well, but only later: whoever forbids an import is to be
+            // asked before the file is loaded.
+            let none = py.None();
+            py.import("sys")?.call_method1("audit", ("import", spec.getattr("name")?, path, &none, &none, &none))?;
+            prepare.call1(py, (&spec,))?;
+        }
+        create.call(py, arguments, keywords)
+    })
 }
 
 /// Puts everything back.
@@ -199,6 +219,7 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(live_record, module)?)?;
     module.add_function(wrap_pyfunction!(live_recorded, module)?)?;
     module.add_function(wrap_pyfunction!(live_load_extension, module)?)?;
+    module.add_function(wrap_pyfunction!(live_creator, module)?)?;
     module.add_function(wrap_pyfunction!(live_uninstall, module)?)?;
     module.add_function(wrap_pyfunction!(live_trampolines, module)?)?;
     module.add_function(wrap_pyfunction!(live_tell_gdb, module)?)

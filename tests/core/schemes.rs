@@ -477,7 +477,8 @@ fn every_program_leaves_nothing_with_any_scheme() {
 fn cells_die_when_their_scheme_says() {
     for &scheme in SchemeName::ALL {
         let heartbeat = Duration::from_millis(if is_watched() { 400 } else { 4 });
-        let settings = Options { heartbeat, ..options() };
+        // Nothing is collected, or cells of deltas would die by that.
+        let settings = Options { heartbeat, collect_every: u64::MAX, ..options() };
         let delays = reclaim(scheme, &settings, 6).unwrap();
         assert!(!delays.is_empty());
         if scheme == SchemeName::Deltas {
@@ -502,20 +503,20 @@ fn threads_take_turns_under_the_lock() {
     let (inside, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     let turns: Vec<usize> = thread::scope(|scope| {
         let life = || {
-            let mut turns = 0;
+            let (me, mut turns) = (gil.holder(), 0);
             while !stop.load(Ordering::Relaxed) {
-                gil.take();
+                gil.take(&me);
                 assert!(!inside.swap(true, Ordering::SeqCst), "two hold the lock");
                 turns += 1;
                 // Gives way only where it is asked: a turn lasts about an interval.
                 let began = Instant::now();
                 while began.elapsed() < Duration::from_millis(3) {
                     inside.store(false, Ordering::SeqCst);
-                    gil.safe_point();
+                    gil.safe_point(&me);
                     assert!(!inside.swap(true, Ordering::SeqCst), "two hold the lock");
                 }
                 inside.store(false, Ordering::SeqCst);
-                gil.drop_it();
+                gil.leave();
             }
             turns
         };
@@ -531,11 +532,35 @@ fn threads_take_turns_under_the_lock() {
 #[test]
 fn a_thread_that_nobody_waits_for_keeps_the_lock() {
     let gil = Gil::new(Duration::from_millis(1));
-    gil.take();
+    let me = gil.holder();
+    gil.take(&me);
     for _ in 0..1_000 {
         // It would wait for another to take it.
-        gil.safe_point();
+        gil.safe_point(&me);
     }
-    gil.drop_it();
-    gil.take();
+    gil.give_up(&me);
+    gil.take(&me);
+}
+
+#[test]
+fn who_gives_the_lock_up_for_a_moment_hands_it_to_who_has_asked() {
+    let gil = Gil::new(Duration::from_millis(1));
+    let me = gil.holder();
+    gil.take(&me);
+    let served = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let other = gil.holder();
+            gil.take(&other);
+            served.store(true, Ordering::SeqCst);
+            gil.leave();
+        });
+        // It gives the lock up and takes it again, as if to sleep, and never at a safe point.
+        let began = Instant::now();
+        while !served.load(Ordering::SeqCst) {
+            gil.give_up(&me);
+            gil.take(&me);
+            assert!(began.elapsed() < Duration::from_secs(30), "it was never asked, or does not listen");
+        }
+    });
 }

@@ -34,7 +34,8 @@ def pytest_configure(config):
     config.extensions = tempfile.mkdtemp(prefix="refbuf-tests-")
     for name in "countext", "countext_too":
         compile_extension(name, config.extensions)
-    compile_extension("accountext", config.extensions, source="accountext.c")
+    for name in "accountext", "dyingext":
+        compile_extension(name, config.extensions, source=f"{name}.c")
     sys.path.insert(0, config.extensions)
     # pytest puts another file in the place of standard error.
     config.real_stderr = os.fdopen(os.dup(2), "w")

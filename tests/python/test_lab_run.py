@@ -9,6 +9,7 @@ from refbuf._lab import measure
 from refbuf._lab.claims import Figures, claims
 from refbuf._lab.document import document
 from refbuf._lab.measure import Matrix, Reclaim, Results, Row
+from refbuf._lab.report import delays
 from refbuf._refbuf import PROGRAMS, SCHEMES, calibrate_program, reclaim_delays, run_program
 
 SHORT = ("--rounds", "1", "--seconds", "0.01")
@@ -272,6 +273,7 @@ def test_claims_that_hold_are_said_to_hold():
         ({"credits_1": {"speed": 0.96}}, "Credits keep at least"),
         ({"credits_2": {"scaling": 1.8}}, "Two threads do at least"),
         ({"credits": Reclaim(True, 10.0, 25.0, 9)}, "An object is freed within"),
+        ({"credits": Reclaim(True, 10.0, None, 9)}, "An object is freed within"),
         ({"deltas": Reclaim(True, 10.0, 15.0, 9)}, "An asynchronous object is freed"),
     ],
 )
@@ -280,6 +282,23 @@ def test_claims_that_do_not_hold_are_said_not_to(changed, lost):
     assert any(claim.said.startswith(lost) and not claim.holds for claim in found)
     page = document(Figures(results(**changed), results()), found, meta(), [])
     assert "**no**" in page
+
+
+@pytest.mark.parametrize(
+    ("found", "sums", "words"),
+    [
+        ([None] * 5, (False, None, None), ("never, until collected", "")),
+        ([2_000_000] * 99 + [None], (True, 2.0, 2.0), ("2 ms", "2 ms")),
+        ([2_000_000] * 98 + [None] * 2, (True, 2.0, None), ("2 ms", "over five beats")),
+        ([2_000_000] + [None] * 5, (True, None, None), ("over five beats", "over five beats")),
+    ],
+)
+def test_one_cell_that_ends_late_is_not_said_never_to_end(monkeypatch, found, sums, words):
+    monkeypatch.setattr(measure, "reclaim_delays", lambda *_, **__: found)
+    matrix = Matrix(tuple(SCHEMES), tuple(PROGRAMS), (1, 2), 1, 0.1)
+    summed = measure._reclaim(matrix, "credits")
+    assert summed == Reclaim(*sums, len(found))
+    assert delays(summed) == words
 
 
 def meta():

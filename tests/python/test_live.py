@@ -5,10 +5,12 @@ Each test patches an interpreter of its own.
 
 import platform
 import shutil
+import subprocess
 import sys
 
 import pytest
 import refbuf
+from building import compile_extension
 
 LIVE = refbuf._refbuf.live_obstacle() is None
 live = pytest.mark.skipif(not LIVE, reason="live mode is for free-threaded builds on x86-64 Linux")
@@ -47,8 +49,8 @@ def eventually(condition):
 
 @pytest.fixture
 def run_live(run_python):
-    def run(code, **options):
-        return run_python(code, first=FIRST, **options)
+    def run(code, *arguments, more="", **options):
+        return run_python(code, *arguments, first=FIRST + more, **options)
 
     return run
 
@@ -347,6 +349,162 @@ def test_extensions_are_patched_as_they_are_loaded(run_live):
     assert any("_json" in path or "math" in path for path, _ in new)
     assert {key: value for key, value in code().items() if key in before} == before
     """)
+
+
+@live
+def test_an_extension_may_be_patched_while_it_runs(run_live, tmp_path):
+    """One that another has loaded: its code is there all the time, before or after."""
+    for number in range(20):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        compile_extension("countext", directory)
+    run_live(
+        """
+        import importlib.machinery, importlib.util, pathlib
+        from refbuf import _live, _refbuf
+
+        refbuf.install()
+        for directory in pathlib.Path(sys.argv[1]).iterdir():
+            file, = directory.iterdir()
+            loader = importlib.machinery.ExtensionFileLoader("countext", str(file))
+            spec = importlib.util.spec_from_loader("countext", loader)
+            module = _live._create_dynamic(spec)
+            loader.exec_module(module)
+            thing, going, stop = [], threading.Event(), threading.Event()
+
+            def work():
+                while not stop.is_set():
+                    module.stock_incref(id(thing), 1000)
+                    module.stock_decref(id(thing), 1000)
+                    going.set()
+
+            threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            going.wait()
+            report = _refbuf.live_load_extension(str(file), sys.getdlopenflags())
+            # That of stock_incref; refbuf's own are behind a look into the table.
+            assert report["adds"] == 1, report
+            time.sleep(0.02)
+            stop.set()
+            for thread in threads:
+                thread.join()
+            assert _refbuf.live_load_extension(str(file), sys.getdlopenflags()) is None
+            refbuf.flush_all()
+            assert module.stock_count(id(thing)) == 1
+        """,
+        str(tmp_path),
+    )
+
+
+@live
+def test_who_forbids_an_import_is_asked_before_the_file_is_loaded(run_live, tmp_path):
+    compile_extension("countext", tmp_path)
+    run_live(
+        """
+        def forbid(event, arguments):
+            if event == "import" and arguments[0] == "countext" and arguments[1] is not None:
+                raise PermissionError("not this one")
+
+        refbuf.install()
+        sys.path.insert(0, sys.argv[1])
+        sys.addaudithook(forbid)
+        try:
+            import countext
+        except PermissionError as error:
+            frames = []
+            trace = error.__traceback__
+            while trace is not None:
+                frames.append(trace.tb_frame.f_code.co_filename)
+                trace = trace.tb_next
+            assert not any("_live" in frame for frame in frames), frames
+        else:
+            raise AssertionError
+        assert sys.argv[1] not in open("/proc/self/maps").read()
+        """,
+        str(tmp_path),
+    )
+
+
+@live
+def test_extensions_are_loaded_as_the_program_wants(run_live):
+    run_live("""
+    import os
+    from refbuf import _refbuf
+    seen, load = [], _refbuf.live_load_extension
+    _refbuf.live_load_extension = lambda *arguments: seen.append(arguments[1:]) or load(*arguments)
+    refbuf.install()
+    sys.setdlopenflags(os.RTLD_LAZY | os.RTLD_GLOBAL)
+    import _bisect
+    assert seen == [(os.RTLD_LAZY | os.RTLD_GLOBAL,)]
+    """)
+
+
+@live
+@pytest.mark.parametrize("warnings", ["default", "error"])
+def test_an_extension_that_cannot_be_patched_is_imported(run_process, warnings):
+    code = """if True:
+    import refbuf
+    from refbuf import _refbuf
+
+    def refuse(*_):
+        raise refbuf.UnsupportedError("some reason")
+
+    refbuf.install()
+    _refbuf.live_load_extension = refuse
+    import _bisect
+    _bisect.bisect_right
+    """
+    command = [sys.executable, "-W", warnings, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("refbuf: some reason: its own counts are left alone") == 1
+
+
+# A filter (seccomp(2)) that has a system call fail with EACCES: mprotect for execution, or any mremap.
+FORBID = """
+import ctypes, struct
+
+def forbid(number, argument=None, bit=0):
+    load, equal, jump_set, end = 0x20, 0x15, 0x45, 0x06
+    code = [(load, 0, 0, 0)]
+    if argument is None:
+        code += [(equal, 0, 1, number)]
+    else:
+        code += [(equal, 0, 3, number), (load, 0, 0, 16 + 8 * argument), (jump_set, 0, 1, bit)]
+    code += [(end, 0, 0, 0x00050000 | 13), (end, 0, 0, 0x7FFF0000)]
+    packed = b"".join(struct.pack("HBBI", *one) for one in code)
+    memory = ctypes.create_string_buffer(packed)
+    program = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(memory))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program) == 0, ctypes.get_errno()
+"""
+
+
+@live
+@pytest.mark.parametrize("call", ["10, argument=2, bit=4", "25"], ids=["mprotect", "mremap"])
+def test_a_denied_change_of_memory_leaves_the_program_as_it_was(run_live, call):
+    run_live(
+        f"""
+        import _bisect
+        forbid({call})
+        before = code()
+        for _ in range(2):
+            try:
+                refbuf.install()
+            except refbuf.UnsupportedError as error:
+                assert "ermission denied" in str(error), error
+            else:
+                raise AssertionError("it is not denied")
+            assert not refbuf.installed() and code() == before
+        shared = [object()]
+        in_thread(lambda: [shared[0] for _ in range(1000)], 2)
+        checks = refbuf._refbuf.live_examine([])["checks"]
+        name, fine, what = checks[-1]
+        assert name == "memory" and not fine and "ermission denied" in what, checks
+        """,
+        more=FORBID,
+    )
 
 
 @live

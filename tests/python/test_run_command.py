@@ -1,5 +1,7 @@
 """`python -m refbuf run`: refbuf in programs and in the processes that they start; bad usage."""
 
+import sys
+
 import pytest
 import refbuf
 from programs import LIVE, live
@@ -103,6 +105,36 @@ def test_processes_of_multiprocessing_end_as_under_python(compare, write, method
                 print(manager.list([1, 2]))
         """)
     compare("program.py", method)
+
+
+@live
+def test_processes_of_another_interpreter_are_left_alone(run, write):
+    """multiprocessing.set_executable: there may be no refbuf."""
+    other = write(f"""\
+        #!/bin/sh
+        echo "$@" >> others
+        exec {sys.executable} "$@"
+        """, "other")  # fmt: skip
+    other.chmod(0o755)
+    write("""
+        import multiprocessing, refbuf, sys
+
+        def work(results):
+            results.put(refbuf.installed())
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("spawn")
+            context.set_executable(sys.argv[1])
+            results = context.Queue()
+            process = context.Process(target=work, args=(results,))
+            process.start()
+            print(results.get(timeout=60))
+            process.join()
+            with open("others") as file:
+                print(file.read().count("-m refbuf"))
+        """)
+    ended = run("program.py", other)
+    assert (ended.out, ended.err) == ("False\n0\n", "")
 
 
 @live

@@ -1,6 +1,7 @@
 """`python -m refbuf run X` against `python X`: how a program ends, and what is said of it."""
 
 import signal
+import sysconfig
 import textwrap
 
 import pytest
@@ -67,6 +68,7 @@ FAILURES = {
     "imported": "import broken",
     "imported syntax error": "import unreadable",
     "missing module": "import nothing_like_it",
+    "extension that cannot be loaded": "import noextension",
     "misspelled": "import sys\nsys.pth",
     "exec": "exec('x = 1\\ny = x.z')",
     "eval": "eval('1 +')",
@@ -113,6 +115,7 @@ def test_tracebacks(compare, write, name):
     code = textwrap.dedent(FAILURES[name])
     write("def fail():\n    raise OSError(2, 'broken')\nfail()", "broken.py")
     write("x = = 1", "unreadable.py")
+    write("no machine code", "noextension" + sysconfig.get_config_var("EXT_SUFFIX"))
     write(code)
     script = compare("program.py")
     assert not any(word in script.out + script.err for word in HIDDEN)

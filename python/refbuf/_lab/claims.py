@@ -7,7 +7,7 @@ September 2007; the README is that of python-safethread.
 from typing import NamedTuple
 
 from .measure import Matrix, Reclaim, Results, Row
-from .report import NEVER
+from .report import delays
 
 OLSEN = "https://mail.python.org/pipermail/python-dev/2007-September/074653.html"
 # What he measured, and by how much a measurement may differ and still be "about" it.
@@ -186,6 +186,5 @@ def _credits_free_promptly(figures: Figures) -> Claim:
 
 
 def _delay(reclaim: Reclaim) -> str:
-    if reclaim.median_ms is None:
-        return NEVER
-    return f"median {reclaim.median_ms:.1f} ms, 99th percentile {reclaim.p99_ms:.1f} ms"
+    median, p99 = delays(reclaim)
+    return f"median {median}, 99th percentile {p99}" if p99 else median

@@ -5,7 +5,8 @@ round, in an order that rotates; a result is the median over the rounds.
 """
 
 from collections.abc import Callable, Sequence
-from statistics import median, quantiles
+from math import ceil, inf, isfinite
+from statistics import median
 from typing import Any, NamedTuple
 
 from .._refbuf import PROGRAMS, SCHEMES, calibrate_program, reclaim_delays, run_program
@@ -60,6 +61,7 @@ class Reclaim(NamedTuple):
     """False: never, until something is collected."""
     median_ms: float | None
     p99_ms: float | None
+    """None where so many cells did not end within five heartbeats."""
     samples: int
 
 
@@ -140,11 +142,15 @@ def _reclaim(matrix: Matrix, scheme: str) -> Reclaim:
     delays = reclaim_delays(
         scheme, samples=matrix.samples, heartbeat_ms=matrix.heartbeat_ms, slots=matrix.slots
     )
-    known = [delay / 1e6 for delay in delays if delay is not None]
-    if len(known) < len(delays) or len(known) < 2:
+    if all(delay is None for delay in delays):
         return Reclaim(False, None, None, len(delays))
-    p99 = quantiles(known, n=100, method="inclusive")[98]
-    return Reclaim(True, median(known), p99, len(delays))
+    ordered = sorted(inf if delay is None else delay / 1e6 for delay in delays)
+    p99 = ordered[ceil(len(ordered) * 0.99) - 1]
+    return Reclaim(True, _or_none(median(ordered)), _or_none(p99), len(delays))
+
+
+def _or_none(delay: float) -> float | None:
+    return delay if isfinite(delay) else None
 
 
 def _rotated(schemes: Sequence[str], by: int) -> list[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from .measure import MAKERS, Reclaim, Results, Row
 
 NEVER = "never, until collected"
+LATE = "over five beats"
 
 
 def introduce(console: Console, meta: dict[str, Any]) -> None:
@@ -98,9 +99,13 @@ def scheme_table(results: Results) -> Table:
 
 def delays(reclaim: Reclaim) -> tuple[str, str]:
     """Median and 99th percentile, in words."""
-    if reclaim.median_ms is None or reclaim.p99_ms is None:
+    if not reclaim.reclaimed:
         return NEVER, ""
-    return f"{reclaim.median_ms:.3g} ms", f"{reclaim.p99_ms:.3g} ms"
+    return _delay(reclaim.median_ms), _delay(reclaim.p99_ms)
+
+
+def _delay(milliseconds: float | None) -> str:
+    return LATE if milliseconds is None else f"{milliseconds:.3g} ms"
 
 
 def as_json(results: Results, meta: dict[str, Any]) -> str:

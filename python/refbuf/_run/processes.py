@@ -1,5 +1,7 @@
 """Processes that the program starts with multiprocessing: they are run with `run`, too."""
 
+import os
+import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 
@@ -37,7 +39,9 @@ class Multiprocessing:
             # The options before -c are the interpreter's, what follows is for sys.argv.
             place = args.index("-c") if "-c" in args else len(args)
             code = args[place + 1] if place + 1 < len(args) else ""
-            if isinstance(code, str) and code.startswith(STARTED):
+            # Another interpreter, by multiprocessing.set_executable(), may not have refbuf.
+            ours = os.fsencode(path) == os.fsencode(sys.executable)
+            if ours and isinstance(code, str) and code.startswith(STARTED):
                 args = [*args[:place], *self._run, *args[place:]]
             return spawn(path, args, passfds)
 

@@ -256,9 +256,10 @@ impl Buffer {
     ///
     /// # Safety
     ///
-    /// By the owner, inside, attached.
+    /// By the owner, inside, attached; `object` is alive.
     unsafe fn make_room<O: Counted>(&self, index: usize, object: Address, admit: impl FnOnce() -> bool) -> Option<u32> {
-        if !admit() {
+        // SAFETY: the caller's promise.
+        if !admit() || !unsafe { O::admits_credits(object) } {
             return None;
         }
         let slot = &self.slots[index];

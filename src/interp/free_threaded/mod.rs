@@ -3,9 +3,11 @@
 //! | file | holds |
 //! |---|---|
 //! | [`object`] | an object's count fields, and `Counted` for them; the check at import |
+//! | [`dying`] | which objects may be in the middle of their deallocation |
 //! | [`thread`] | this thread's buffer: finding it, making it, its end; the operations |
 //! | [`hooks`] | GC, settling, and the settler's way to attach |
 
+mod dying;
 mod hooks;
 mod object;
 mod thread;
@@ -25,9 +27,9 @@ pub(crate) use self::hooks::{flush, flush_all};
 pub(crate) use self::object::{count_many, is_immortal, is_made_here, release_one, share_one, take_many};
 #[cfg(feature = "live")]
 pub(crate) use self::object::{release_address, release_foreign, set_original_release};
-pub(crate) use self::thread::{count_once, dec_ref, dec_ref_missed, inc_ref, inc_ref_missed};
 #[cfg(feature = "live")]
-pub(crate) use self::thread::{dec_ref_missed_anywhere, take_in};
+pub(crate) use self::thread::take_in;
+pub(crate) use self::thread::{count_once, dec_ref, dec_ref_missed, inc_ref, inc_ref_missed};
 
 /// Whether attached threads buffer on this build.
 pub(crate) const BUFFERED: bool = true;
@@ -75,6 +77,7 @@ pub(crate) fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
              rebuild refbuf with this interpreter"
         ))
     })?;
+    dying::start();
     thread::start(py);
     hooks::start(module)
 }

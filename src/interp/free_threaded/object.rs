@@ -30,6 +30,7 @@ use std::thread as os_thread;
 use pyo3::ffi::{self, PyObject};
 use pyo3::prelude::*;
 
+use super::dying;
 use super::thread::thread_id;
 use crate::core::{Address, Counted};
 use crate::interp::bindings::{REFBUF_OFFSET_LOCAL, REFBUF_OFFSET_SHARED, REFBUF_OFFSET_TID};
@@ -109,12 +110,22 @@ pub(crate) unsafe fn is_made_here(op: *mut PyObject) -> bool {
     unsafe { is_owned(op) }
 }
 
+/// Whether its shared count is all there is.
+///
+/// # Safety
+///
+/// As for `owner`.
+pub(super) unsafe fn is_merged(op: *mut PyObject) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { shared(op) }.load(Ordering::Relaxed) & FLAGS == MERGED
+}
+
 /// The object kind of the registry: CPython's.
 #[derive(Debug)]
 pub(super) enum PyCell {}
 
-// SAFETY: `add`, `take` and `has_others` touch the count fields only; `take`
-// leaves one reference of a merged object, and those that `ob_ref_local` holds
+// SAFETY: `add`, `take` and `has_others` touch the count fields only, and
+// `admits_credits` only looks at the type and the collector's bits; `take` leaves one reference of a merged object, and those that `ob_ref_local` holds
 // of another.
 unsafe impl Counted for PyCell {
     #[inline]
@@ -155,6 +166,11 @@ unsafe impl Counted for PyCell {
         let op = object as *mut PyObject;
         // SAFETY: the caller's promise.
         unsafe { total(op) > 1 }
+    }
+
+    unsafe fn admits_credits(object: Address) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { dying::shows(object as *mut PyObject) }
     }
 
     unsafe fn release(object: Address) {

@@ -235,8 +235,13 @@ unsafe fn inc_ref_slow(op: *mut PyObject) {
 ///
 /// As for `Py_DECREF`; `op` is neither immortal nor owned by this thread.
 pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
-    // SAFETY: the caller's promises.
-    unsafe { dec_ref_missed_anywhere(op) };
+    // SAFETY: the caller's promises; the reference is still the caller's where it was not
+    // taken in.
+    unsafe {
+        if !take_in(op) {
+            release_foreign(op);
+        }
+    }
     if let Some(handle) = current() {
         // SAFETY: the buffer is this thread's.
         if unsafe { handle.as_ref() }.gate().is_parked() {
@@ -246,24 +251,9 @@ pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
     }
 }
 
-/// The same, but leaves what is parked to the heartbeat: where the interpreter drops a
-/// reference whose end runs no code, others' must not run any.
-///
-/// # Safety
-///
-/// As for `dec_ref_missed`.
-pub(crate) unsafe fn dec_ref_missed_anywhere(op: *mut PyObject) {
-    // SAFETY: the caller's promises; the reference is still the caller's where it was not
-    // taken in.
-    unsafe {
-        if !take_in(op) {
-            release_foreign(op);
-        }
-    }
-}
-
 /// A decrement of a foreign object that the inline path could not serve, if the reference
-/// can become a credit; otherwise nothing, and false.
+/// can become a credit; otherwise nothing, and false. What is parked stays: where the
+/// interpreter drops a reference whose end runs no code, others' must not run any.
 ///
 /// # Safety
 ///

@@ -13,7 +13,7 @@ use std::fmt;
 
 use crate::core::sync::{Ordering, PlainU64};
 use crate::lab::cell::At;
-use crate::lab::gil::Gil;
+use crate::lab::gil::{Gil, Holder};
 use crate::lab::scheme::{bury, Common, Mutator, Options, Scheme};
 
 /// The scheme. Counts each reference as `TIMES`, one after the other: what counting once
@@ -33,6 +33,7 @@ pub struct Head {
 /// A thread, which has the lock.
 pub struct Thread<'s, const TIMES: u64> {
     gil: &'s Gil,
+    me: Holder,
     common: Common<Head>,
 }
 
@@ -52,8 +53,9 @@ impl<const TIMES: u64> Scheme for Plain<TIMES> {
     }
 
     fn start(&self, common: Common<Head>) -> Thread<'_, TIMES> {
-        self.gil.take();
-        Thread { gil: &self.gil, common }
+        let me = self.gil.holder();
+        self.gil.take(&me);
+        Thread { gil: &self.gil, me, common }
     }
 
     fn thread_bytes(&self) -> usize {
@@ -63,7 +65,7 @@ impl<const TIMES: u64> Scheme for Plain<TIMES> {
 
 impl<const TIMES: u64> Drop for Thread<'_, TIMES> {
     fn drop(&mut self) {
-        self.gil.drop_it();
+        self.gil.leave();
     }
 }
 
@@ -104,14 +106,14 @@ unsafe impl<const TIMES: u64> Mutator for Thread<'_, TIMES> {
 
     #[inline(always)]
     fn safe_point(&mut self) {
-        self.gil.safe_point();
+        self.gil.safe_point(&self.me);
     }
 
     fn suspend(&mut self) {
-        self.gil.drop_it();
+        self.gil.give_up(&self.me);
     }
 
     fn resume(&mut self) {
-        self.gil.take();
+        self.gil.take(&self.me);
     }
 }

@@ -24,6 +24,9 @@ use super::script::{Part, Step};
 /// Picoseconds.
 type Time = u64;
 
+/// No clock starts later, or is set forward further: what is simulated then has room (100 days).
+const LATEST: Time = Time::MAX / 2;
+
 /// Steps of `GOLDEN` modulo this visit it evenly (the golden ratio: Weyl, Knuth).
 const SPREAD: Time = 1024;
 const GOLDEN: Time = 633;
@@ -193,7 +196,7 @@ impl<'a> Engine<'a> {
     ) -> Self {
         let caches = Caches::new(parts.len(), lines, cache_bytes);
         let player = |part: Part| Player {
-            clock: part.start_ns.saturating_mul(1000),
+            clock: part.start_ns.saturating_mul(1000).min(LATEST),
             part,
             plan: Plan::default(),
             used: 0,
@@ -290,7 +293,8 @@ impl<'a> Engine<'a> {
         player.used = 0;
         let (object, up) = match player.part.next_step() {
             Step::Work(nanoseconds) => {
-                player.clock += Time::from(nanoseconds) * 1000;
+                player.clock =
+                    player.clock.saturating_add(Time::from(nanoseconds) * 1000).min(LATEST.max(player.clock));
                 return;
             }
             Step::Death(object) => {

@@ -226,7 +226,7 @@ impl Maker<'_> {
         let counts = |at: usize| !matches!(recorded.events[(from + at) % all], Event::Work(_) | Event::Death(_));
         if !(0..length).any(counts) {
             // Or it would go round for ever, and count nothing.
-            length = all;
+            from += (length..all).find(|&at| counts(at)).unwrap_or(0);
         }
         let events = (0..length).map(|at| recorded.events[(from + at) % all]);
         let steps = events.map(|event| self.step(event, thread, replica)).collect();
@@ -398,6 +398,17 @@ mod tests {
         assert_eq!(starts(&trace), [0, 0]);
         trace.threads[1].events.push(Event::Work(1));
         assert_eq!(starts(&trace), [0, 5]);
+    }
+
+    #[test]
+    fn a_part_without_counts_starts_at_the_next_one_and_is_no_longer() {
+        let mut trace = trace();
+        trace.threads.truncate(2);
+        let mut events = vec![Event::Work(1); 1000];
+        events.extend([Event::Increment(1), Event::Decrement(1)]);
+        trace.threads[1].events = events;
+        let mut play = Play::new(&trace, 1, 10).expect("events");
+        assert_eq!((play.parts[0].steps.len(), play.parts[0].next_step()), (10, Step::Count(0, true)));
     }
 
     #[test]

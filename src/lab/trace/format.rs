@@ -43,6 +43,8 @@ pub const MOST_THREADS: usize = 1 << 16;
 pub const MOST_OBJECTS: usize = 1 << 24;
 /// Events of a trace, at the most.
 pub const MOST_EVENTS: u64 = 1 << 26;
+/// Things said about a recording, at the most.
+pub const MOST_ABOUT: usize = 1 << 10;
 /// Bytes of a name or a text, at the most.
 pub const MOST_TEXT: usize = 4096;
 /// Bytes of a trace, decompressed, at the most.

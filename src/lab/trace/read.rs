@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use flate2::bufread::GzDecoder;
 
 use super::format::{
-    kind, op, unfold, Content, IMMORTAL, LONGEST_NUMBER, MAGIC, MOST_EVENTS, MOST_INFLATED, MOST_NANOSECONDS,
-    MOST_OBJECTS, MOST_RECORD, MOST_THREADS, OPTIONAL, OP_BITS, VERSION,
+    kind, op, unfold, Content, IMMORTAL, LONGEST_NUMBER, MAGIC, MOST_ABOUT, MOST_EVENTS, MOST_INFLATED,
+    MOST_NANOSECONDS, MOST_OBJECTS, MOST_RECORD, MOST_THREADS, OPTIONAL, OP_BITS, VERSION,
 };
 use super::{Error, Event, Number, Object, Thread, Trace};
 
@@ -116,6 +116,9 @@ impl Reader {
     }
 
     fn about(&mut self, mut content: Content<'_>) -> Result<(), Error> {
+        if self.trace.about.len() >= MOST_ABOUT {
+            return Err(Error::TooLarge("things said about the recording"));
+        }
         let name = content.text("name")?;
         let text = content.text("text")?;
         content.end("text")?;

@@ -6,7 +6,7 @@ use flate2::write::GzEncoder;
 use flate2::Compression;
 
 use super::format::{
-    fold, kind, op, put, IMMORTAL, MAGIC, MOST_EVENTS, MOST_INFLATED, MOST_OBJECTS, MOST_RECORD, MOST_TEXT,
+    fold, kind, op, put, IMMORTAL, MAGIC, MOST_ABOUT, MOST_EVENTS, MOST_INFLATED, MOST_OBJECTS, MOST_RECORD, MOST_TEXT,
     MOST_THREADS, OP_BITS, VERSION,
 };
 use super::{Error, Event, Number, Object};
@@ -21,6 +21,7 @@ const FULL: usize = MOST_RECORD - 64;
 pub struct Writer {
     to: GzEncoder<Vec<u8>>,
     inflated: u64,
+    about: usize,
     threads: u64,
     objects: u64,
     events: u64,
@@ -35,7 +36,7 @@ impl Writer {
     /// None in practice: the bytes go to memory.
     pub fn new() -> Result<Writer, Error> {
         let to = GzEncoder::new(Vec::new(), Compression::default());
-        let mut writer = Writer { to, inflated: 0, threads: 0, objects: 0, events: 0, address: 0 };
+        let mut writer = Writer { to, inflated: 0, about: 0, threads: 0, objects: 0, events: 0, address: 0 };
         let mut head = MAGIC.to_vec();
         put(VERSION, &mut head);
         writer.bytes(&head)?;
@@ -46,8 +47,12 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// `TooLarge` where a name or a text is too long.
+    /// `TooLarge` where a name or a text is too long, or there are too many.
     pub fn about(&mut self, name: &str, text: &str) -> Result<(), Error> {
+        if self.about >= MOST_ABOUT {
+            return Err(Error::TooLarge("things said about the recording"));
+        }
+        self.about += 1;
         let mut content = Vec::new();
         put_text(name, &mut content)?;
         put_text(text, &mut content)?;

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::ptr;
 
 use iced_x86::code_asm::{
-    dword_ptr, eax, ptr as at, qword_ptr, r12, r8, r9b, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, CodeAssembler,
+    dword_ptr, eax, ptr as at, qword_ptr, r12, r8, r9b, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, AsmRegister64,
+    CodeAssembler,
 };
 use iced_x86::IcedError;
 
@@ -80,6 +81,14 @@ struct Fixture {
 }
 
 impl Fixture {
+    /// One function.
+    fn of_parts(writes: &[Write]) -> Fixture {
+        let mut fixture = Fixture::new(writes);
+        let whole = fixture.functions[0].start..fixture.functions.last().unwrap().end;
+        fixture.functions = vec![whole];
+        fixture
+    }
+
     /// Functions one behind the other, without a gap.
     fn new(writes: &[Write]) -> Fixture {
         let mut pages = Pages::near(here()..here() + 1, 4096).unwrap();
@@ -98,6 +107,7 @@ impl Fixture {
         Fixture { pages, image, functions }
     }
 
+    /// Without the interpreter's function; or with it at `entry`.
     fn plan(&self, entry: usize) -> Result<Plan, String> {
         // SAFETY: nobody else knows this code.
         unsafe { plan_functions(&self.image, &self.functions, entry) }
@@ -153,8 +163,15 @@ impl Fixture {
     }
 }
 
+/// Looks at the owner, as `Py_INCREF` does.
+fn look(a: &mut CodeAssembler, object: AsmRegister64) -> Result<(), IcedError> {
+    a.mov(rax, qword_ptr(0).fs())?;
+    a.cmp(rax, qword_ptr(object))
+}
+
 /// Counts one more, and keeps its arguments below the stack pointer meanwhile.
 fn leaf(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    look(a, rdi)?;
     a.mov(qword_ptr(rsp - 8), rsi)?;
     a.mov(qword_ptr(rsp - 120), rdx)?;
     a.lock().add(qword_ptr(rdi + 16), 4)?;
@@ -165,6 +182,7 @@ fn leaf(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 /// Counts one more.
 fn adds(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    look(a, rdi)?;
     a.lock().add(qword_ptr(rdi + 16), 4)?;
     a.mov(rax, rsi)?;
     a.ret()
@@ -185,10 +203,13 @@ fn long_bases(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.push(r12)?;
     a.push(rbp)?;
     a.mov(r12, rdi)?;
+    look(a, r12)?;
     a.lock().add(qword_ptr(r12 + 16), 4)?;
     a.mov(rbp, rdi)?;
+    look(a, rbp)?;
     a.lock().add(qword_ptr(rbp + 16), 4)?;
     a.mov(r8, rdi)?;
+    look(a, r8)?;
     a.lock().add(qword_ptr(r8 + 16), 4)?;
     a.pop(rbp)?;
     a.pop(r12)?;
@@ -440,11 +461,89 @@ fn an_add_whose_flags_are_read_is_left_alone() {
 }
 
 #[test]
+fn an_add_to_what_may_be_no_object_is_left_alone() {
+    const WHY: &str = "nothing before it shows that it counts an object";
+    let count: Write = |a| {
+        a.lock().add(qword_ptr(rdi + 16), 4)?;
+        a.ret()
+    };
+    assert_eq!(Fixture::new(&[count]).reasons(), [WHY]);
+    let writes: [Write; 6] = [
+        // Something else, or only once; another word; a call, or another value, in between; on one
+        // way of two.
+        |a| a.cmp(rax, qword_ptr(rdi)),
+        |a| {
+            a.mov(rax, qword_ptr(0).fs())?;
+            a.cmp(rax, qword_ptr(rdi + 8))
+        },
+        |a| {
+            look(a, rdi)?;
+            a.call(rsi)
+        },
+        |a| {
+            a.mov(rax, qword_ptr(0).fs())?;
+            a.call(rsi)?;
+            a.cmp(rax, qword_ptr(rdi))
+        },
+        |a| {
+            a.mov(rax, qword_ptr(0).fs())?;
+            a.inc(eax)?;
+            a.cmp(qword_ptr(rdi), rax)
+        },
+        |a| {
+            let mut there = a.create_label();
+            a.test(rsi, rsi)?;
+            a.je(there)?;
+            look(a, rdi)?;
+            a.set_label(&mut there)?;
+            a.nop()
+        },
+    ];
+    for write in writes {
+        // One function: its parts are written one after the other.
+        let fixture = Fixture::of_parts(&[write, count]);
+        assert_eq!(fixture.reasons(), [WHY]);
+    }
+    // On both ways, of which one comes from behind; by another register, and one that is kept.
+    let both: Write = |a| {
+        let (mut here, mut there, mut end) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(rbx, qword_ptr(0).fs())?;
+        a.jmp(there)?;
+        // Fills up a line.
+        a.nop()?;
+        a.set_label(&mut here)?;
+        a.lock().add(qword_ptr(rdi + 16), 4)?;
+        a.jmp(end)?;
+        a.set_label(&mut there)?;
+        a.call(rsi)?;
+        a.mov(rcx, rdi)?;
+        a.cmp(qword_ptr(rcx), rbx)?;
+        a.jne(here)?;
+        a.set_label(&mut end)?;
+        a.ret()
+    };
+    let plan = Fixture::new(&[both]).plan(0).unwrap();
+    assert_eq!((plan.sites.len(), plan.left_alone.len()), (1, 0));
+}
+
+#[test]
+fn in_the_interpreter_the_form_of_an_add_is_proof() {
+    let count: Write = |a| {
+        a.lock().add(qword_ptr(rdi + 16), 4)?;
+        a.ret()
+    };
+    let fixture = Fixture::new(&[count, drop_reference]);
+    let plan = fixture.plan(fixture.functions[1].start).unwrap();
+    assert_eq!((plan.sites.len(), plan.left_alone.len()), (1, 0));
+}
+
+#[test]
 fn a_site_with_a_branch_into_it_is_left_alone() {
     /// Into the middle of the instruction, which is 6 bytes long: there is `add [rdi+16], 4`.
     fn inside(a: &mut CodeAssembler) -> Result<(), IcedError> {
+        look(a, rdi)?;
         let mut site = a.create_label();
-        a.jmp(site)?;
+        a.je(site)?;
         a.db(&[0xF0])?;
         a.set_label(&mut site)?;
         a.add(qword_ptr(rdi + 16), 4)?;
@@ -454,7 +553,7 @@ fn a_site_with_a_branch_into_it_is_left_alone() {
     assert_eq!(fixture.reasons(), ["a branch goes into the middle of it"]);
 
     // From a function without any site: that one is not decoded at first.
-    let branches: [Write; 2] = [|a| a.db(&[0xEB, 2]), |a| a.db(&[0xE9, 2, 0, 0, 0])];
+    let branches: [Write; 2] = [|a| a.db(&[0xEB, 16]), |a| a.db(&[0xE9, 16, 0, 0, 0])];
     for branch in branches {
         let fixture = Fixture::new(&[branch, adds]);
         assert_eq!(fixture.reasons(), ["a branch goes into the middle of it"]);
@@ -464,14 +563,14 @@ fn a_site_with_a_branch_into_it_is_left_alone() {
 #[test]
 fn what_looks_like_a_branch_and_is_none_does_no_harm() {
     // The same bytes as those of the far branch, within an instruction's constant.
-    let fixture = Fixture::new(&[|a| a.db(&[0x48, 0xB8, 0, 0, 0, 0xE9, 2, 0, 0, 0]), adds]);
+    let fixture = Fixture::new(&[|a| a.db(&[0x48, 0xB8, 0, 0, 0, 0xE9, 16, 0, 0, 0]), adds]);
     let plan = fixture.plan(0).unwrap();
     assert_eq!((plan.sites.len(), plan.left_alone.len()), (1, 0));
 }
 
 #[test]
 fn bytes_that_are_no_function_and_may_branch_into_a_site_count_as_a_branch() {
-    let mut fixture = Fixture::new(&[|a| a.db(&[0xE9, 2, 0, 0, 0]), adds]);
+    let mut fixture = Fixture::new(&[|a| a.db(&[0xE9, 16, 0, 0, 0]), adds]);
     fixture.functions.remove(0);
     assert_eq!(fixture.reasons(), ["a branch goes into the middle of it"]);
 }
@@ -556,6 +655,7 @@ fn an_entry_that_cannot_be_moved_is_refused() {
 #[test]
 fn registers_that_are_written_before_they_are_read_are_free() {
     let fixture = Fixture::new(&[|a| {
+        look(a, rdi)?;
         a.lock().add(qword_ptr(rdi + 16), 4)?;
         a.mov(rax, rsi)?;
         a.xor(rcx, rcx)?;

@@ -27,8 +27,9 @@ each program and scheme is.
 The object that --json writes: meta, all about the run and the machine; rows, each
 with workload, scheme, threads, ns_per_pair, speed (of one thread) and throughput
 (of all) over plain's one thread, scaling, atomics_per_1000_pairs, header_bytes,
-thread_bytes, most_cells; reclaim, by scheme: reclaimed, median_ms, p99_ms (null
-where nothing is freed until a collection), samples.
+thread_bytes, most_cells; reclaim, by scheme: reclaimed (false where nothing
+is freed until a collection), median_ms, p99_ms (null where so many are not freed
+within five heartbeats), samples.
 
 Exit status: 0, 2 for bad usage or a missing package, 130 if interrupted."""
 

@@ -116,7 +116,8 @@ impl Model for Credits<'_> {
         if buffer.skips() {
             plan.wanted = true;
             self.counts.references[object as usize] += if up { 1 } else { -1 };
-            return plan.touch(thing.line, Use::Atomic);
+            // As CPython does: an atomic addition, and a loop around a compare-and-swap.
+            return plan.touch(thing.line, if up { Use::Atomic } else { Use::Swap });
         }
         plan.look_up();
         plan.hit = if up { buffer.spend(stand_in) } else { buffer.refund(stand_in) };
