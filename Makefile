@@ -268,7 +268,7 @@ test-python-ft: setup-ft ## The Python tests on the free-threaded build
 # What must hold whoever counts. Outside of it are tests that look at numbers of operations,
 # in which those of the interpreter would be, and live mode's own.
 FOUNDATION = $(addprefix tests/python/test_,$(addsuffix .py,\
-    exact_counts finalized_once finalizers fork gc shutdown subinterpreters))
+    dying exact_counts finalized_once finalizers fork gc shutdown subinterpreters))
 
 pytest_live = timeout --kill-after=10 $(TEST_LIMIT) $(1)/bin/python -P -m refbuf run -m pytest --quiet $(PYTEST_ARGS)
 

@@ -1,19 +1,22 @@
 //! Objects that may be in the middle of their deallocation.
 //!
-//! Deallocation may run code that counts the object: CPython sets the count to one, runs
-//! the finalizer, takes the one back, and sees from what is left whether the object was
-//! resurrected. A credit from then is left. What follows depends on the type:
+//! Deallocation may run code that counts the object: a count of one is set, the code runs, the
+//! one is taken back, and what is left says whether the object was resurrected, if anybody
+//! looks. A credit from then is left. What follows depends on the type:
 //!
 //! | type | a credit from then |
 //! |---|---|
 //! | collected, with a finalizer | puts the end off to a beat; the finalizer has run once for all |
-//! | not collected, with a finalizer | the finalizer runs again |
+//! | an extension's, not collected, with a finalizer | the finalizer runs again |
 //! | with `tp_del`, the finalizer of before PEP 442 | it runs again |
 //! | of an extension that frees at once, such as Cython's `__dealloc__` | is in memory that has been freed |
 //!
-//! So no credits come in on objects of the second and third kind, nor on those of the
-//! last that may be at that point: merged, since an object that dies in its owner's hands is
-//! counted without a buffer; and no longer tracked by the collector, if they ever were.
+//! Newer releases make the thread that runs a `tp_finalize` the object's owner
+//! (`_PyObject_ResurrectStart`; 3.13.5 does), and who owns an object counts it without a buffer;
+//! 3.13.0 does not, nor do extensions by themselves. So no credits come in on objects of the second and third
+//! kind, nor on those of the last that may be at that point: merged, since an object that
+//! dies in its owner's hands is counted without a buffer; and no longer tracked by the collector,
+//! if they ever were.
 //!
 //! Source: `PyObject_CallFinalizerFromDealloc` in Objects/object.c, `subtype_dealloc` in
 //! Objects/typeobject.c; `generate_dealloc_function` in Cython/Compiler/ModuleNode.py.
@@ -32,7 +35,7 @@ static INTERPRETER: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)
 /// Looks where the interpreter's code is. At import.
 pub(super) fn start() {
     // SAFETY: a static type of CPython's.
-    let of_list = unsafe { (*(&raw const ffi::PyList_Type)).tp_dealloc };
+    let of_list = unsafe { ffi::PyList_Type.tp_dealloc };
     let code = of_list.map_or(0..0, |dealloc| code_around(dealloc as usize));
     INTERPRETER[0].store(code.start, Ordering::Relaxed);
     INTERPRETER[1].store(code.end, Ordering::Relaxed);

@@ -4,10 +4,11 @@
  * freed(function)       frees the object whatever the function leaves, as Cython's
  *                       __dealloc__ does; not collected
  * collected(function)   the same, for an object that the collector knows: it is told first
+ * finalized(function)   has tp_finalize, and is not collected; freed unless references are left
  * old(function)         has tp_del, the finalizer of before PEP 442
  *
- * left() returns how many references the last object had when it was freed: where it had
- * any, it is not freed, so that who holds them does no harm.
+ * left() returns how many references the last object had when it was freed; -1 where there was
+ * none since forget(). Where it had any, it is not freed, so that who holds them does no harm.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -52,6 +53,14 @@ static int traverse(PyObject *self, visitproc visit, void *arg)
     return 0;
 }
 
+static void finish_finalized(PyObject *self)
+{
+    if (PyObject_CallFinalizerFromDealloc(self) == 0) {
+        Py_CLEAR(((Dying *)self)->function);
+        Py_TYPE(self)->tp_free(self);
+    }
+}
+
 static void free_only(PyObject *self)
 {
     Py_CLEAR(((Dying *)self)->function);
@@ -73,6 +82,15 @@ static PyTypeObject Collected = {
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_dealloc = finish_collected,
     .tp_traverse = traverse,
+};
+
+static PyTypeObject Finalized = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "dyingext.Finalized",
+    .tp_basicsize = sizeof(Dying),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_dealloc = finish_finalized,
+    .tp_finalize = call,
 };
 
 static PyTypeObject Old = {
@@ -106,6 +124,11 @@ static PyObject *collected(PyObject *Py_UNUSED(module), PyObject *function)
     return self;
 }
 
+static PyObject *finalized(PyObject *Py_UNUSED(module), PyObject *function)
+{
+    return fill((PyObject *)PyObject_New(Dying, &Finalized), function);
+}
+
 static PyObject *old(PyObject *Py_UNUSED(module), PyObject *function)
 {
     return fill((PyObject *)PyObject_New(Dying, &Old), function);
@@ -116,17 +139,31 @@ static PyObject *left(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
     return PyLong_FromSsize_t(left_over);
 }
 
+static PyObject *forget(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    left_over = -1;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"freed", freed, METH_O, NULL},
     {"collected", collected, METH_O, NULL},
+    {"finalized", finalized, METH_O, NULL},
     {"old", old, METH_O, NULL},
     {"left", left, METH_NOARGS, NULL},
+    {"forget", forget, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static int start(PyObject *Py_UNUSED(module))
 {
-    return PyType_Ready(&Freed) < 0 || PyType_Ready(&Collected) < 0 || PyType_Ready(&Old) < 0 ? -1 : 0;
+    PyTypeObject *types[] = {&Freed, &Collected, &Finalized, &Old};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (PyType_Ready(types[i]) < 0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 static PyModuleDef_Slot slots[] = {
