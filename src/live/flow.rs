@@ -68,7 +68,7 @@ const STATUS: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBit
 pub struct Code<'a> {
     instructions: &'a [Instruction],
     info: InstructionInfoFactory,
-    /// Branches within the function, as (where to, from where), in order; once it is asked for.
+    /// [`Code::find_branches`], once it is asked for.
     branches: Option<Vec<(usize, usize)>>,
 }
 
@@ -138,19 +138,16 @@ impl<'a> Code<'a> {
         self.instructions.iter().any(is_call)
     }
 
-    fn branches(&mut self) -> &[(usize, usize)] {
-        let code = &*self;
-        let branches = code.branches.clone().unwrap_or_else(|| {
-            let is_branch = |instruction: &Instruction| {
-                matches!(instruction.flow_control(), FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch)
-            };
-            let of = code.instructions.iter().enumerate().filter(|(_, instruction)| is_branch(instruction));
-            let mut all: Vec<_> =
-                of.filter_map(|(from, branch)| Some((code.find(branch.near_branch_target())?, from))).collect();
-            all.sort_unstable();
-            all
-        });
-        self.branches.insert(branches)
+    /// Branches within the function, as (where to, from where), in order.
+    fn find_branches(&self) -> Vec<(usize, usize)> {
+        let is_branch = |instruction: &Instruction| {
+            matches!(instruction.flow_control(), FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch)
+        };
+        let of = self.instructions.iter().enumerate().filter(|(_, instruction)| is_branch(instruction));
+        let mut branches: Vec<_> =
+            of.filter_map(|(from, branch)| Some((self.find(branch.near_branch_target())?, from))).collect();
+        branches.sort_unstable();
+        branches
     }
 
     /// Whether all ways to the instruction with this index have just compared the first word
@@ -158,11 +155,17 @@ impl<'a> Code<'a> {
     /// another thread owns. Only proof counts here, too: a way that comes from nowhere known
     /// has compared nothing.
     pub fn has_asked_for_the_owner(&mut self, index: usize) -> bool {
+        let branches = self.branches.take().unwrap_or_else(|| self.find_branches());
+        let has = self.has_asked_on_all_ways(index, &branches);
+        self.branches = Some(branches);
+        has
+    }
+
+    fn has_asked_on_all_ways(&mut self, index: usize, branches: &[(usize, usize)]) -> bool {
         // A way backward, and the register that must be the thread's id there.
         let mut ways = vec![(index, None)];
         let mut visited = ways.clone();
         while let Some((index, id)) = ways.pop() {
-            let branches = self.branches();
             let first = branches.partition_point(|&(to, _)| to < index);
             let mut before: Vec<usize> =
                 branches[first..].iter().take_while(|&&(to, _)| to == index).map(|&(_, from)| from).collect();
