@@ -344,11 +344,15 @@ test-py%: .venv-py%/.installed
 	$(call pytest,.venv-py$*) tests/c
 	$(call pytest,.venv-py$*) tests/python
 
+# Without those of the commands, which measure, print and write files.
+STRESS = $(filter-out %/test_config.py %/test_doctor.py $(wildcard tests/python/test_bench*.py \
+    tests/python/test_lab_*.py tests/python/test_run_*.py),$(wildcard tests/python/test_*.py))
+
 .PHONY: stress
-stress: setup-ft ## The Python tests on the free-threaded build, N=20 times in a row
+stress: setup-ft ## The Python tests of what counts, on the free-threaded build, N=20 times in a row
 	@for ((run = 1; run <= $(N); run++)); do
 	    $(say) "stress: run $$run of $(N)"
-	    $(call pytest,$(FT)) tests/python
+	    $(call pytest,$(FT)) $(STRESS)
 	done
 
 # -- the lints ----------------------------------------------------------------
