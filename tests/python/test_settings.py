@@ -33,7 +33,10 @@ ACCOUNTS = {
 @pytest.mark.parametrize("setting", ACCOUNTS)
 def test_all_of_accounts_holds_with(run_process, setting):
     options = ("-q", "-p", "no:cacheprovider", "-W", "default")
-    files = [HERE / name for name in ("test_accounts.py", "test_accounts_staleness.py")]
+    files = [
+        HERE / name
+        for name in ("test_accounts.py", "test_accounts_subinterpreters.py", "test_accounts_staleness.py")
+    ]
     out = run_process([sys.executable, "-m", "pytest", *options, *files], env=ACCOUNTS[setting], timeout=120)
     assert " passed" in out and "failed" not in out
 
