@@ -324,6 +324,7 @@ def test_other_bad_usage_is_one_sentence(fails):
     fails(f"unknown workload 'shared': there are {', '.join(WORKLOADS)}", "--workloads", "shared")
     fails("--threads takes whole numbers from 1 to 4096 with commas between, not '0'", "--threads", "0")
     fails("argument --rounds: must be from 1 to 1000, not 0", "--rounds", "0")
+    fails("--python and --extensions are two benchmarks: run one after the other", "--python")
 
 
 @pytest.mark.skipif(LIVE, reason="live mode is possible here")
