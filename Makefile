@@ -193,6 +193,8 @@ test-loom: rust ## The core's protocols, every interleaving of them
 	@$(say) "loom: the models"
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom timeout $(TEST_LIMIT) \
 	    $(CARGO) test --quiet --locked --no-default-features --release --test loom
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom timeout $(TEST_LIMIT) \
+	    $(CARGO) test --quiet --locked --no-default-features --release --lib models
 
 .PHONY: sanitize sanitize-valgrind sanitize-address
 sanitize: sanitize-valgrind sanitize-address ## The core in Rust under valgrind and AddressSanitizer, where installed

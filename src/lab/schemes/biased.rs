@@ -35,7 +35,7 @@ const QUEUED: i64 = 2;
 /// Nobody owns the cell.
 const MERGED: i64 = 3;
 /// Low bits.
-#[cfg(not(loom))]
+#[cfg(any(not(loom), test))]
 const FLAGS: i64 = 3;
 /// One reference.
 const ONE: i64 = 4;
@@ -180,7 +180,7 @@ impl Head {
 
     /// For credits. Takes back up to `n` references at once: not so many that the count comes to 0, or
     /// below, or to where the owner must be told. How many are left.
-    #[cfg(not(loom))]
+    #[cfg(any(not(loom), test))]
     pub(super) fn take_shared(&self, n: u32) -> u32 {
         let mut before = self.shared.load(Ordering::Relaxed);
         loop {
@@ -404,6 +404,58 @@ unsafe impl Mutator for Thread<'_> {
                 // SAFETY: its last reference was the queue's.
                 unsafe { bury(thread, cell) }
             });
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+    use crate::lab::scheme::Tally;
+
+    /// A thread that is not the owner gives `credits` back, as a settler does: at once as many
+    /// as can be, and the others one by one. The owner drops the reference that it has, and then
+    /// ends or comes to a safe point.
+    fn one_death(credits: u32, ends: bool) {
+        loom::model(move || {
+            let tally: [Arc<Tally>; 2] = Default::default();
+            let scheme = Arc::new(Biased::empty());
+            let mut own = scheme.enter(Common::new(tally[0].clone(), None));
+            let cell = own.make(0);
+            // SAFETY: the reference that `make` gave.
+            unsafe { cell.get() }.head.increment_shared(credits);
+            let settler = thread::spawn({
+                let (scheme, tally) = (scheme.clone(), tally[1].clone());
+                move || {
+                    let mut settler = scheme.enter(Common::new(tally, None));
+                    // SAFETY: the credits.
+                    let left = unsafe { cell.get() }.head.take_shared(credits);
+                    // SAFETY: those that are left.
+                    (0..left).for_each(|_| unsafe { settler.decrement(cell) });
+                }
+            });
+            // SAFETY: the reference that `make` gave.
+            unsafe { own.decrement(cell) };
+            if ends {
+                drop(own);
+                settler.join().unwrap();
+            } else {
+                settler.join().unwrap();
+                own.safe_point();
+                drop(own);
+            }
+            let freed: u64 = tally.iter().map(|tally| tally.freed.load(Ordering::Relaxed)).sum();
+            assert_eq!(freed, 1);
+        });
+    }
+
+    #[test]
+    fn credits_that_come_back_while_the_owner_drops_its_last_reference() {
+        for credits in 1..=3 {
+            one_death(credits, false);
+            one_death(credits, true);
         }
     }
 }
