@@ -115,10 +115,11 @@ def _warn(what: str) -> None:
         warnings.warn(what, RuntimeWarning, stacklevel=3)
     except RuntimeWarning:
         # By python -W error. But the program's import has not failed.
-        print(what, file=sys.stderr)
+        if sys.stderr is not None:
+            print(what, file=sys.stderr)
 
 
-_create_and_patch: Callable[..., Any] = _refbuf.live_creator(_load_and_patch, _create_dynamic)
+_create_and_patch: Callable[..., Any] = _refbuf.live_creator(sys.audit, _load_and_patch, _create_dynamic)
 
 
 def install(extensions: bool = True, perf_map: bool = False) -> InstallReport:

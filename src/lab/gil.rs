@@ -82,6 +82,11 @@ impl Gil {
         self.taken.notify_all();
     }
 
+    /// Whether somebody has asked for it.
+    pub fn is_asked_for(&self) -> bool {
+        self.drop_request.load(Ordering::Relaxed)
+    }
+
     /// Gives it up, for a while; to another, if somebody has asked.
     pub fn give_up(&self, me: &Holder) {
         let mut state = self.free_it();

@@ -14,6 +14,11 @@ use iced_x86::{
 const HORIZON: usize = 64;
 /// The same, on the ways that lead to an instruction.
 const BACKWARD_HORIZON: usize = 256;
+/// The same, between an increment and what it asks first.
+const NEAR: usize = 24;
+
+/// Branches within a function, as (where to, from where), in order.
+type Branches = [(usize, usize)];
 
 /// The registers that may be borrowed: all but the stack's.
 pub const GENERAL: [Register; 15] = [
@@ -92,6 +97,15 @@ struct Way {
 const KEPT_BY_CALLS: [Register; 6] =
     [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
 
+fn is_call(instruction: &Instruction) -> bool {
+    matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+}
+
+/// Whether the next instruction may come after it.
+fn falls_through(instruction: &Instruction) -> bool {
+    is_call(instruction) || matches!(instruction.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch)
+}
+
 /// Whether it loads the thread's id into this register: `mov register, fs:0`.
 fn is_thread_id(instruction: &Instruction, register: Register) -> bool {
     instruction.mnemonic() == Mnemonic::Mov
@@ -103,11 +117,11 @@ fn is_thread_id(instruction: &Instruction, register: Register) -> bool {
         && instruction.memory_displacement64() == 0
 }
 
-/// What it compares the first word of something with.
-fn compared_with(instruction: &Instruction) -> Option<Register> {
+/// What it compares the first word of what `object` points to with.
+fn compared_with(instruction: &Instruction, object: Register) -> Option<Register> {
     let is_first_word = instruction.mnemonic() == Mnemonic::Cmp
         && instruction.memory_size().size() == 8
-        && instruction.memory_base().is_gpr64()
+        && instruction.memory_base() == object
         && instruction.memory_index() == Register::None
         && instruction.memory_displacement64() == 0
         && instruction.segment_prefix() == Register::None;
@@ -132,9 +146,6 @@ impl<'a> Code<'a> {
     /// Whether the function calls another: then nothing of its own lies below the stack
     /// pointer (only leaf functions use the red zone).
     pub fn calls(&self) -> bool {
-        let is_call = |instruction: &Instruction| {
-            matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
-        };
         self.instructions.iter().any(is_call)
     }
 
@@ -150,58 +161,99 @@ impl<'a> Code<'a> {
         branches
     }
 
-    /// Whether all ways to the instruction with this index have just compared the first word
-    /// of something in memory with this thread's id, as CPython does before it counts what
-    /// another thread owns. Only proof counts here, too: a way that comes from nowhere known
-    /// has compared nothing.
-    pub fn has_asked_for_the_owner(&mut self, index: usize) -> bool {
+    /// Whether all ways to the instruction with this index, which counts on what `object`
+    /// points to, have just compared the first word of that with this thread's id, as CPython
+    /// does before it counts what another thread owns.
+    ///
+    /// Only proof counts here, too: a way that comes from nowhere known, or round a loop, has
+    /// compared nothing. Computed jumps and those from other functions' parts are not seen. They
+    /// can only go to where a way begins for compilers: between the comparison and the count
+    /// there is no such place, but the target of the comparison's own branch.
+    pub fn has_asked_for_the_owner(&mut self, index: usize, object: Register) -> bool {
         let branches = self.branches.take().unwrap_or_else(|| self.find_branches());
-        let has = self.has_asked_on_all_ways(index, &branches);
+        let asked = self.comparisons(index, object, &branches);
+        let has = asked.is_some_and(|asked| {
+            !asked.is_empty() && asked.into_iter().all(|(index, id)| self.holds_the_thread_id(index, id, &branches))
+        });
         self.branches = Some(branches);
         has
     }
 
-    fn has_asked_on_all_ways(&mut self, index: usize, branches: &[(usize, usize)]) -> bool {
-        // A way backward, and the register that must be the thread's id there.
-        let mut ways = vec![(index, None)];
-        let mut visited = ways.clone();
-        while let Some((index, id)) = ways.pop() {
-            let first = branches.partition_point(|&(to, _)| to < index);
-            let mut before: Vec<usize> =
-                branches[first..].iter().take_while(|&&(to, _)| to == index).map(|&(_, from)| from).collect();
-            let falls_through = |instruction: &Instruction| {
-                use FlowControl::{Call, ConditionalBranch, IndirectCall, Next};
-                matches!(instruction.flow_control(), Next | ConditionalBranch | Call | IndirectCall)
-            };
-            before.extend(index.checked_sub(1).filter(|&before| falls_through(&self.instructions[before])));
-            if before.is_empty() && self.instructions[index].mnemonic() == Mnemonic::Nop {
-                // Nobody comes by here: it fills up a line.
-                continue;
-            }
-            if before.is_empty() || visited.len() > BACKWARD_HORIZON {
-                return false;
-            }
-            for index in before {
-                let instruction = &self.instructions[index];
-                let id = match id {
-                    Some(id) if is_thread_id(instruction, id) => continue,
-                    Some(id) if self.may_write(instruction, id) => return false,
-                    None if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) => {
-                        return false
-                    }
-                    known => known.or_else(|| compared_with(instruction)),
-                };
-                if !visited.contains(&(index, id)) {
-                    visited.push((index, id));
-                    ways.push((index, id));
+    /// The comparisons of what `object` points to that all ways to this instruction come from,
+    /// each with the register that it is compared with; none if there is a way without.
+    fn comparisons(&mut self, index: usize, object: Register, branches: &Branches) -> Option<Vec<(usize, Register)>> {
+        let mut found = Vec::new();
+        let (mut ways, mut visited) = (vec![index], vec![index]);
+        while let Some(index) = ways.pop() {
+            for before in self.before(index, branches)? {
+                let instruction = &self.instructions[before];
+                if let Some(id) = compared_with(instruction, object) {
+                    found.push((before, id));
+                } else if is_call(instruction) || self.may_write(instruction, object) || visited.contains(&before) {
+                    return None;
+                } else {
+                    visited.push(before);
+                    ways.push(before);
+                }
+                if visited.len() + found.len() > NEAR {
+                    return None;
                 }
             }
         }
-        true
+        Some(found)
+    }
+
+    /// Whether a register has the thread's id before this instruction, whatever way leads there.
+    fn holds_the_thread_id(&mut self, index: usize, id: Register, branches: &Branches) -> bool {
+        let mut loaded = false;
+        let (mut ways, mut visited) = (vec![index], vec![index]);
+        while let Some(index) = ways.pop() {
+            let Some(before) = self.before(index, branches) else { return false };
+            for before in before {
+                let instruction = &self.instructions[before];
+                if is_thread_id(instruction, id) {
+                    loaded = true;
+                } else if self.may_write(instruction, id) || visited.len() > BACKWARD_HORIZON {
+                    return false;
+                } else if !visited.contains(&before) {
+                    visited.push(before);
+                    ways.push(before);
+                }
+            }
+        }
+        loaded
+    }
+
+    /// The instructions that this one may come after; none where that is not known.
+    fn before(&self, index: usize, branches: &Branches) -> Option<Vec<usize>> {
+        let first = branches.partition_point(|&(to, _)| to < index);
+        let mut before: Vec<usize> =
+            branches[first..].iter().take_while(|&&(to, _)| to == index).map(|&(_, from)| from).collect();
+        let last = index.checked_sub(1)?;
+        if falls_through(&self.instructions[last]) && !self.fills_up(last, branches) {
+            before.push(last);
+        }
+        (!before.is_empty()).then_some(before)
+    }
+
+    /// Whether nobody comes by this instruction, which fills up a line behind a jump.
+    fn fills_up(&self, mut index: usize, branches: &Branches) -> bool {
+        loop {
+            let is_target = branches.binary_search_by_key(&index, |&(to, _)| to).is_ok();
+            if is_target || self.instructions[index].mnemonic() != Mnemonic::Nop {
+                return false;
+            }
+            match index.checked_sub(1) {
+                Some(last) if falls_through(&self.instructions[last]) => index = last,
+                Some(_) => return true,
+                // At a function's entry: its callers do.
+                None => return false,
+            }
+        }
     }
 
     fn may_write(&mut self, instruction: &Instruction, register: Register) -> bool {
-        if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+        if is_call(instruction) {
             return !KEPT_BY_CALLS.contains(&register);
         }
         let writes = |used: &UsedRegister| {

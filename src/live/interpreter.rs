@@ -2,8 +2,8 @@
 //!
 //! The caller is attached, no other thread has a thread state, and the settlers have
 //! ended: so nobody else is in `_Py_DecRefShared`, or comes back to it. A thread that was
-//! never Python's may come back from it when a callback attaches: then it finds the site, or
-//! the jump that does the same.
+//! never Python's may attach meanwhile, by a callback, and be in other code of the
+//! interpreter's: it finds a site, or the jump that does the same.
 
 use std::mem::offset_of;
 

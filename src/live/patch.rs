@@ -53,6 +53,9 @@ pub struct Patch {
     used: usize,
 }
 
+/// An executable segment, and where in its file it begins.
+type Segment = (Range<usize>, u64);
+
 fn broken(error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("a trampoline cannot be written: {error}"))
 }
@@ -145,12 +148,12 @@ impl Patch {
     ///
     /// # Errors
     ///
-    /// What the system says; then nothing has been changed.
+    /// What the system says; what it denies leaves everything as it was.
     ///
     /// # Safety
     ///
-    /// Where there is a function to be replaced, no other thread is in the image's code, or
-    /// comes back to it meanwhile.
+    /// Where there is a function to be replaced, no other thread is in its first instructions,
+    /// or comes back to them meanwhile.
     pub unsafe fn apply(&self) -> io::Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.write(|change| &change.before, |change| &change.after) }
@@ -160,7 +163,7 @@ impl Patch {
     ///
     /// # Errors
     ///
-    /// What the system says; then nothing has been changed.
+    /// As for `apply`.
     ///
     /// # Safety
     ///
@@ -184,25 +187,39 @@ impl Patch {
         if !self.changes.iter().all(is_there) {
             return Err(io::Error::other("somebody else has changed it"));
         }
-        let copy = |(code, offset): (Range<usize>, u64)| {
-            let pages = pages_of(code.clone());
-            let offset = offset - (code.start - pages.start) as u64;
-            // SAFETY: code of the image; only patches write there, under one lock.
-            let mut copy = unsafe { Pages::copy_of(pages.clone(), &self.image.path, offset) }?;
-            for change in self.changes.iter().filter(|change| code.contains(&change.address)) {
-                copy.write(change.address - pages.start, to(change));
-            }
-            copy.seal()?;
-            Ok((pages, copy))
-        };
-        let is_changed =
-            |(code, _): &(Range<usize>, u64)| self.changes.iter().any(|change| code.contains(&change.address));
-        let copies = self.image.code_in_file().filter(is_changed).map(copy).collect::<io::Result<Vec<_>>>()?;
-        copies.into_iter().try_for_each(|(pages, copy)| {
+        let is_changed = |(code, _): &Segment| self.changes.iter().any(|change| code.contains(&change.address));
+        let segments = self.image.code_in_file().filter(is_changed);
+        let copies =
+            segments.map(|segment| Ok((self.copy(&segment, &to)?, segment))).collect::<io::Result<Vec<_>>>()?;
+        let mut changed: Vec<Segment> = Vec::new();
+        for (copy, segment) in copies {
             // SAFETY: the caller's promise: whoever is there finds the same instructions, or jumps
             // that do the same.
-            unsafe { copy.put_over(pages) }
-        })
+            if let Err(error) = unsafe { copy.put_over(pages_of(segment.0.clone())) } {
+                for segment in changed {
+                    if let Ok(copy) = self.copy(&segment, &from) {
+                        // SAFETY: as above. Where it fails, too, these sites stay as they are.
+                        let _ = unsafe { copy.put_over(pages_of(segment.0)) };
+                    }
+                }
+                return Err(error);
+            }
+            changed.push(segment);
+        }
+        Ok(())
+    }
+
+    /// A copy of a segment with these bytes where sites are, sealed.
+    fn copy<'a>(&'a self, (code, offset): &Segment, bytes: impl Fn(&'a Change) -> &'a [u8]) -> io::Result<Pages> {
+        let pages = pages_of(code.clone());
+        let offset = offset - (code.start - pages.start) as u64;
+        // SAFETY: code of the image; only patches write there, under one lock.
+        let mut copy = unsafe { Pages::copy_of(pages.clone(), &self.image.path, offset) }?;
+        for change in self.changes.iter().filter(|change| code.contains(&change.address)) {
+            copy.write(change.address - pages.start, bytes(change));
+        }
+        copy.seal()?;
+        Ok(copy)
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | form | instruction | what it is |
 //! |---|---|---|
-//! | add | `lock add qword [object+16], 4`; in other files than the interpreter, behind a look at the owner | an increment of another thread's object |
+//! | add | `lock add qword [object+16], 4`; in other files than the interpreter, behind a comparison with the thread's id | an increment of another thread's object |
 //! | swap | `lock cmpxchg qword [address], new` | perhaps one: its trampoline sees |
 //! | drop | the same, in the middle of `_Py_DecRefShared` that is compiled into its caller | a decrement |
 //! | entry | the first bytes of `_Py_DecRefShared` | a decrement of another thread's object |
@@ -281,7 +281,7 @@ fn note_sites(instructions: &[Instruction], form_is_proof: bool, plan: &mut Plan
         let reason = reason.or(match form {
             _ if length < JUMP => Some("it is shorter than a jump"),
             Form::Add { .. } if needs.flags => Some("its flags are read"),
-            Form::Add { .. } if !form_is_proof && !code.has_asked_for_the_owner(index) => {
+            Form::Add { object } if !form_is_proof && !code.has_asked_for_the_owner(index, object) => {
                 Some("nothing before it shows that it counts an object")
             }
             _ => None,

@@ -172,18 +172,24 @@ fn live_load_extension(py: Python<'_>, path: PathBuf, flags: i32) -> PyResult<Op
 }
 
 /// In the place of `_imp.create_dynamic`, which is `create`: a function (spec, *rest) that calls
-/// `prepare(spec)` before it. It has no frame of its own: none of ours is in a traceback.
+/// `prepare(spec)` before it, and `audit`, which is `sys.audit`, before that. It has no frame of its own: none of ours is in a traceback.
 #[pyfunction]
-fn live_creator(py: Python<'_>, prepare: Py<PyAny>, create: Py<PyAny>) -> PyResult<Bound<'_, PyCFunction>> {
-    PyCFunction::new_closure(py, None, None, move |arguments, keywords| {
+fn live_creator(
+    py: Python<'_>,
+    audit: Py<PyAny>,
+    prepare: Py<PyAny>,
+    create: Py<PyAny>,
+) -> PyResult<Bound<'_, PyCFunction>> {
+    let about = c"Create an extension module, whose code refbuf has patched (see refbuf.install).";
+    PyCFunction::new_closure(py, Some(c"create_dynamic"), Some(about), move |arguments, keywords| {
         let py = arguments.py();
-        let spec = arguments.get_item(0)?;
+        let Ok(spec) = arguments.get_item(0) else { return create.call(py, arguments, keywords) };
         let path = spec.getattr("origin")?;
         if !path.is_none() {
             // The interpreter says so as well, but only later: whoever forbids an import is to be
             // asked before the file is loaded.
             let none = py.None();
-            py.import("sys")?.call_method1("audit", ("import", spec.getattr("name")?, path, &none, &none, &none))?;
+            audit.call1(py, ("import", spec.getattr("name")?, path, &none, &none, &none))?;
             prepare.call1(py, (&spec,))?;
         }
         create.call(py, arguments, keywords)

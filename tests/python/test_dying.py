@@ -16,7 +16,6 @@ def touch(address):
 
 @pytest.mark.parametrize("worker_has_a_buffer", [False, True])
 def test_a_finalizer_of_an_object_that_is_not_collected_runs_once_and_at_once(worker_has_a_buffer):
-    """Where CPython does not make the thread its owner meanwhile, as 3.13.5 does."""
     finalized = []
 
     def finalize(address):
@@ -47,8 +46,9 @@ def test_memory_that_an_extension_frees_at_once_has_no_credits(make):
             dyingext.forget()
 
 
-def test_an_object_with_a_finalizer_of_the_old_kind_is_counted_as_the_interpreter_does():
-    thing = dyingext.old(touch)
+@pytest.mark.parametrize("make", [dyingext.finalized, dyingext.old])
+def test_an_object_whose_finalizer_might_run_again_is_counted_as_the_interpreter_does(make):
+    thing = make(touch)
     before = countext.stock_count(id(thing))
     with Worker() as worker:
         worker.do(countext.touch, id(thing), 20)

@@ -78,6 +78,13 @@ impl Buffer {
         true
     }
 
+    /// The same, for an object that may have no credits, so that nobody asks for
+    /// more: the miss is counted. By the owner.
+    #[inline]
+    pub fn pass(&self) {
+        self.count_miss();
+    }
+
     /// Counts a challenge of `object`; true if it wins.
     #[cold]
     #[inline(never)]

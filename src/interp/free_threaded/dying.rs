@@ -12,33 +12,34 @@
 //! | of an extension that frees at once, such as Cython's `__dealloc__` | is in memory that has been freed |
 //!
 //! Newer releases make the thread that runs a `tp_finalize` the object's owner
-//! (`_PyObject_ResurrectStart`; 3.13.5 does), and who owns an object counts it without a buffer;
-//! 3.13.0 does not, nor do extensions by themselves. So no credits come in on objects of the second and third
-//! kind, nor on those of the last that may be at that point: merged, since an object that
-//! dies in its owner's hands is counted without a buffer; and no longer tracked by the collector,
-//! if they ever were.
+//! (`_PyObject_ResurrectStart`; 3.13.5 does), and who owns an object counts it without a
+//! buffer; 3.13.0 does not, nor do extensions by themselves. So no credits come in on objects
+//! of the second and third kind, nor on those of the last that may be at that point: merged,
+//! since the thread in whose hands an object of its own dies counts it without a buffer; and no
+//! longer tracked by the collector, if they ever were.
+//!
+//! What is left: a deallocation by the owner that has another thread count the object, and waits
+//! for it. That thread sees an object as any other.
 //!
 //! Source: `PyObject_CallFinalizerFromDealloc` in Objects/object.c, `subtype_dealloc` in
 //! Objects/typeobject.c; `generate_dealloc_function` in Cython/Compiler/ModuleNode.py.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::OnceLock;
 
 use pyo3::ffi::{self, PyObject, PyTypeObject};
 
 use super::object::is_merged;
 
-/// The interpreter's code: from, to. What deallocates there sees what its finalizers leave,
-/// or runs none.
-static INTERPRETER: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+/// The interpreter's code. What deallocates there sees what its finalizers leave, or runs
+/// none. Extensions that are linked into the same file cannot be told apart from it.
+static INTERPRETER: OnceLock<Vec<Range<usize>>> = OnceLock::new();
 
 /// Looks where the interpreter's code is. At import.
 pub(super) fn start() {
     // SAFETY: a static type of CPython's.
     let of_list = unsafe { ffi::PyList_Type.tp_dealloc };
-    let code = of_list.map_or(0..0, |dealloc| code_around(dealloc as usize));
-    INTERPRETER[0].store(code.start, Ordering::Relaxed);
-    INTERPRETER[1].store(code.end, Ordering::Relaxed);
+    INTERPRETER.get_or_init(|| of_list.map_or_else(Vec::new, |dealloc| code_of_file(dealloc as usize)));
 }
 
 /// Whether `op` shows that it is not in the middle of its deallocation, or that a credit
@@ -65,11 +66,12 @@ pub(super) unsafe fn shows(op: *mut PyObject) -> bool {
 ///
 /// As for `shows`.
 unsafe fn ends_in_the_interpreter(mut class: *mut PyTypeObject) -> bool {
-    let [from, to] = [0, 1].map(|end| INTERPRETER[end].load(Ordering::Relaxed));
+    let interpreter = INTERPRETER.get().map_or(&[][..], Vec::as_slice);
+    let holds = |address: usize| interpreter.iter().any(|code| code.contains(&address));
     while !class.is_null() {
         // SAFETY: the caller's promise; a class keeps its bases.
         let (dealloc, base) = unsafe { ((*class).tp_dealloc, (*class).tp_base) };
-        if !dealloc.is_some_and(|dealloc| (from..to).contains(&(dealloc as usize))) {
+        if !dealloc.is_some_and(|dealloc| holds(dealloc as usize)) {
             return false;
         }
         class = base;
@@ -77,12 +79,12 @@ unsafe fn ends_in_the_interpreter(mut class: *mut PyTypeObject) -> bool {
     true
 }
 
-/// The executable segment that holds this address.
+/// The executable segments of the file that this address is in.
 #[cfg(target_os = "linux")]
-fn code_around(address: usize) -> Range<usize> {
+fn code_of_file(address: usize) -> Vec<Range<usize>> {
     struct Search {
         address: usize,
-        found: Range<usize>,
+        found: Vec<Range<usize>>,
     }
 
     unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, search: *mut libc::c_void) -> libc::c_int {
@@ -92,18 +94,20 @@ fn code_around(address: usize) -> Range<usize> {
             let headers = std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into());
             (info.dlpi_addr as usize, headers, &mut *search.cast::<Search>())
         };
-        for header in headers.iter().filter(|header| header.p_flags & libc::PF_X != 0) {
+        let is_code = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0;
+        let place = |header: &libc::Elf64_Phdr| {
             let start = base.wrapping_add(header.p_vaddr as usize);
-            let segment = start..start.wrapping_add(header.p_memsz as usize);
-            if header.p_type == libc::PT_LOAD && segment.contains(&search.address) {
-                search.found = segment;
-                return 1;
-            }
+            start..start.wrapping_add(header.p_memsz as usize)
+        };
+        let code: Vec<_> = headers.iter().filter(is_code).map(place).collect();
+        let is_it = code.iter().any(|code| code.contains(&search.address));
+        if is_it {
+            search.found = code;
         }
-        0
+        is_it.into()
     }
 
-    let mut search = Search { address, found: 0..0 };
+    let mut search = Search { address, found: Vec::new() };
     // SAFETY: the callback gets the search, which nobody else has meanwhile.
     unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
     search.found
@@ -111,6 +115,6 @@ fn code_around(address: usize) -> Range<usize> {
 
 /// Elsewhere it is not known: merged objects that are not tracked are counted as CPython does.
 #[cfg(not(target_os = "linux"))]
-fn code_around(_address: usize) -> Range<usize> {
-    0..0
+fn code_of_file(_address: usize) -> Vec<Range<usize>> {
+    Vec::new()
 }

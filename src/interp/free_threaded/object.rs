@@ -124,9 +124,9 @@ pub(super) unsafe fn is_merged(op: *mut PyObject) -> bool {
 #[derive(Debug)]
 pub(super) enum PyCell {}
 
-// SAFETY: `add`, `take` and `has_others` touch the count fields only, and
-// `admits_credits` only looks at the type and the collector's bits; `take` leaves one reference of a merged object, and those that `ob_ref_local` holds
-// of another.
+// SAFETY: `add`, `take` and `has_others` touch the count fields only, and `admits_credits`
+// looks at the type and the collector's bits; `take` leaves one reference of a merged object,
+// and those that `ob_ref_local` holds of another.
 unsafe impl Counted for PyCell {
     #[inline]
     unsafe fn add(object: Address, n: u32) {

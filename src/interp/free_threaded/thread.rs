@@ -200,15 +200,37 @@ pub(crate) unsafe fn dec_ref(op: *mut PyObject) {
 ///
 /// As for `Py_INCREF`; `op` is neither immortal nor owned by this thread.
 pub(crate) unsafe fn inc_ref_missed(op: *mut PyObject) {
-    if let Some(handle) = current() {
-        // SAFETY: the buffer is this thread's.
-        if unsafe { handle.as_ref() }.denies(op as usize) {
-            // SAFETY: the caller's promises.
-            return unsafe { PyCell::add(op as usize, 1) };
+    // SAFETY: the caller's promises.
+    unsafe {
+        if passes(op) {
+            PyCell::add(op as usize, 1);
+        } else {
+            inc_ref_slow(op);
         }
     }
-    // SAFETY: the caller's promises.
-    unsafe { inc_ref_slow(op) }
+}
+
+/// Whether the buffer has no place for `op`, or it may have no credits: asked before the
+/// slow way, which for such objects is none.
+///
+/// # Safety
+///
+/// As for `inc_ref_missed`.
+#[inline(always)]
+unsafe fn passes(op: *mut PyObject) -> bool {
+    let Some(handle) = current() else { return false };
+    // SAFETY: the buffer is this thread's; the caller's promises.
+    unsafe {
+        let buffer = handle.as_ref();
+        if buffer.denies(op as usize) {
+            return true;
+        }
+        let refused = !PyCell::admits_credits(op as usize);
+        if refused {
+            buffer.pass();
+        }
+        refused
+    }
 }
 
 /// # Safety
@@ -259,14 +281,8 @@ pub(crate) unsafe fn dec_ref_missed(op: *mut PyObject) {
 ///
 /// As for `dec_ref_missed`.
 pub(crate) unsafe fn take_in(op: *mut PyObject) -> bool {
-    if let Some(handle) = current() {
-        // SAFETY: the buffer is this thread's.
-        if unsafe { handle.as_ref() }.denies(op as usize) {
-            return false;
-        }
-    }
     // SAFETY: the caller's promises.
-    unsafe { take_in_slow(op) }
+    unsafe { !passes(op) && take_in_slow(op) }
 }
 
 /// # Safety

@@ -468,9 +468,15 @@ fn an_add_to_what_may_be_no_object_is_left_alone() {
         a.ret()
     };
     assert_eq!(Fixture::new(&[count]).reasons(), [WHY]);
-    let writes: [Write; 6] = [
-        // Something else, or only once; another word; a call, or another value, in between; on one
-        // way of two.
+    let writes: [Write; 9] = [
+        // Something else, or only once; another word; another object's; a call, or another value, in
+        // between; on one way of two; a nop, and nothing.
+        |a| a.nop(),
+        |a| look(a, rsi),
+        |a| {
+            look(a, rdi)?;
+            a.mov(rdi, rsi)
+        },
         |a| a.cmp(rax, qword_ptr(rdi)),
         |a| {
             a.mov(rax, qword_ptr(0).fs())?;
@@ -504,7 +510,24 @@ fn an_add_to_what_may_be_no_object_is_left_alone() {
         let fixture = Fixture::of_parts(&[write, count]);
         assert_eq!(fixture.reasons(), [WHY]);
     }
-    // On both ways, of which one comes from behind; by another register, and one that is kept.
+    // A loop into which a computed jump goes: its ways are its own.
+    let loops: Write = |a| {
+        let (mut out, mut again) = (a.create_label(), a.create_label());
+        a.mov(rbx, qword_ptr(0).fs())?;
+        a.cmp(qword_ptr(rdi), rbx)?;
+        a.je(out)?;
+        a.jmp(rsi)?;
+        a.nop()?;
+        a.set_label(&mut again)?;
+        a.lock().add(qword_ptr(rax + 16), 4)?;
+        a.mov(rax, qword_ptr(rax))?;
+        a.test(rax, rax)?;
+        a.jne(again)?;
+        a.set_label(&mut out)?;
+        a.ret()
+    };
+    assert_eq!(Fixture::new(&[loops]).reasons(), [WHY]);
+    // The way comes from behind; by a register that a call keeps.
     let both: Write = |a| {
         let (mut here, mut there, mut end) = (a.create_label(), a.create_label(), a.create_label());
         a.mov(rbx, qword_ptr(0).fs())?;
@@ -516,8 +539,8 @@ fn an_add_to_what_may_be_no_object_is_left_alone() {
         a.jmp(end)?;
         a.set_label(&mut there)?;
         a.call(rsi)?;
-        a.mov(rcx, rdi)?;
-        a.cmp(qword_ptr(rcx), rbx)?;
+        a.mov(rdi, rcx)?;
+        a.cmp(qword_ptr(rdi), rbx)?;
         a.jne(here)?;
         a.set_label(&mut end)?;
         a.ret()
