@@ -519,6 +519,7 @@ static inline void refbuf_xdecref(PyObject *op)
     }
 }
 
+#if !defined(__GNUC__)
 /* For RefBuf_CLEAR and its kin: the variable is changed before the reference
  * is dropped, since a finalizer may look at it. */
 static inline void refbuf_clear(void *variable)
@@ -542,6 +543,7 @@ static inline PyObject *refbuf_read(void *variable)
 }
 
 static inline void refbuf_write(void *variable, PyObject *op) { memcpy(variable, &op, sizeof op); }
+#endif
 
 #ifdef __cplusplus
 }
@@ -554,21 +556,48 @@ static inline void refbuf_write(void *variable, PyObject *op) { memcpy(variable,
 #define RefBuf_XINCREF(op) refbuf_xincref(REFBUF_OBJECT(op))
 #define RefBuf_XDECREF(op) refbuf_xdecref(REFBUF_OBJECT(op))
 
-/* A pointer of any kind, to be changed; it may be volatile. */
-#define REFBUF_VARIABLE(variable) ((void *)(uintptr_t)&(variable))
-
 /* Each argument is evaluated once. The variable's comes first, then its value is read, then
  * the new one is evaluated, as in CPython: that may look at the variable, or change it. */
-#define RefBuf_CLEAR(variable) refbuf_clear(REFBUF_VARIABLE(variable))
-#define RefBuf_SETREF(variable, op) REFBUF_REPLACE(variable, op, refbuf_decref)
-#define RefBuf_XSETREF(variable, op) REFBUF_REPLACE(variable, op, refbuf_xdecref)
+#define RefBuf_SETREF(variable, op) REFBUF_REPLACE(variable, op, RefBuf_DECREF)
+#define RefBuf_XSETREF(variable, op) REFBUF_REPLACE(variable, op, RefBuf_XDECREF)
 
-#define REFBUF_REPLACE(variable, op, drop)                                                           \
-    do {                                                                                             \
-        void *refbuf_variable_ = REFBUF_VARIABLE(variable);                                          \
-        PyObject *refbuf_old_ = refbuf_read(refbuf_variable_);                                       \
-        refbuf_write(refbuf_variable_, REFBUF_OBJECT(op));                                           \
-        drop(refbuf_old_);                                                                           \
-    } while (0)
+#if defined(__GNUC__)
+
+/* By the variable's own type: it may be volatile or atomic, or point to a class that has
+ * PyObject somewhere inside. */
+#  define RefBuf_CLEAR(variable)                                                                     \
+      do {                                                                                           \
+          __typeof__(variable) *refbuf_variable_ = &(variable);                                      \
+          __typeof__(variable) refbuf_old_ = *refbuf_variable_;                                      \
+          if (refbuf_old_ != NULL) {                                                                 \
+              *refbuf_variable_ = NULL;                                                              \
+              RefBuf_DECREF(refbuf_old_);                                                            \
+          }                                                                                          \
+      } while (0)
+
+#  define REFBUF_REPLACE(variable, op, drop)                                                         \
+      do {                                                                                           \
+          __typeof__(variable) *refbuf_variable_ = &(variable);                                      \
+          __typeof__(variable) refbuf_old_ = *refbuf_variable_;                                      \
+          *refbuf_variable_ = (op);                                                                  \
+          drop(refbuf_old_);                                                                         \
+      } while (0)
+
+#else
+
+/* A pointer of any kind, to be changed; it may be volatile. */
+#  define REFBUF_VARIABLE(variable) ((void *)(uintptr_t)&(variable))
+
+#  define RefBuf_CLEAR(variable) refbuf_clear(REFBUF_VARIABLE(variable))
+
+#  define REFBUF_REPLACE(variable, op, drop)                                                         \
+      do {                                                                                           \
+          void *refbuf_variable_ = REFBUF_VARIABLE(variable);                                        \
+          PyObject *refbuf_old_ = refbuf_read(refbuf_variable_);                                     \
+          refbuf_write(refbuf_variable_, REFBUF_OBJECT(op));                                         \
+          drop(refbuf_old_);                                                                         \
+      } while (0)
+
+#endif
 
 #endif /* REFBUF_H */

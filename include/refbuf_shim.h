@@ -188,10 +188,14 @@ static inline PyObject *refbuf_shim_PyModule_Create2(struct PyModuleDef *definit
     return refbuf_shim_reach() < 0 ? NULL : PyModule_Create2(definition, version);
 }
 
+/* CPython declares it from 3.5 on. */
+#if !defined(Py_LIMITED_API) || Py_LIMITED_API + 0 >= 0x03050000
 static inline PyObject *refbuf_shim_PyModuleDef_Init(struct PyModuleDef *definition)
 {
     return refbuf_shim_reach() < 0 ? NULL : PyModuleDef_Init(definition);
 }
+#  define PyModuleDef_Init refbuf_shim_PyModuleDef_Init
+#endif
 
 /* -- the functions -------------------------------------------------------- */
 
@@ -238,7 +242,6 @@ REFBUF_SHIM_FUNCTION PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 
 #undef PyModule_Create2
 #define PyModule_Create2 refbuf_shim_PyModule_Create2
-#define PyModuleDef_Init refbuf_shim_PyModuleDef_Init
 
 /* Elsewhere the names of ours would be CPython's again: its code stays what it was. */
 #if REFBUF_COUNTS
@@ -249,9 +252,6 @@ REFBUF_SHIM_FUNCTION PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 #undef Py_XDECREF
 #undef Py_NewRef
 #undef Py_XNewRef
-#undef Py_CLEAR
-#undef Py_SETREF
-#undef Py_XSETREF
 
 #define Py_INCREF refbuf_shim_Py_INCREF
 #define Py_DECREF refbuf_shim_Py_DECREF
@@ -266,17 +266,24 @@ REFBUF_SHIM_FUNCTION PyObject *refbuf_shim_Py_XNewRef(PyObject *op)
 #define Py_IncRef refbuf_shim_Py_IncRef
 #define Py_DecRef refbuf_shim_Py_DecRef
 
-#define refbuf_shim_Py_INCREF(op) refbuf_shim_Py_INCREF(REFBUF_OBJECT(op))
-#define refbuf_shim_Py_DECREF(op) refbuf_shim_Py_DECREF(REFBUF_OBJECT(op))
-#define refbuf_shim_Py_XINCREF(op) refbuf_shim_Py_XINCREF(REFBUF_OBJECT(op))
-#define refbuf_shim_Py_XDECREF(op) refbuf_shim_Py_XDECREF(REFBUF_OBJECT(op))
-#define refbuf_shim_Py_NewRef(op) refbuf_shim_Py_NewRef(REFBUF_OBJECT(op))
-#define refbuf_shim_Py_XNewRef(op) refbuf_shim_Py_XNewRef(REFBUF_OBJECT(op))
+#if defined(Py_LIMITED_API)
+/* Functions there, whose one argument may have commas of its own: a template's. */
+#  define refbuf_shim_Py_INCREF(...) refbuf_shim_Py_INCREF(REFBUF_OBJECT((__VA_ARGS__)))
+#  define refbuf_shim_Py_DECREF(...) refbuf_shim_Py_DECREF(REFBUF_OBJECT((__VA_ARGS__)))
+#  define refbuf_shim_Py_XINCREF(...) refbuf_shim_Py_XINCREF(REFBUF_OBJECT((__VA_ARGS__)))
+#  define refbuf_shim_Py_XDECREF(...) refbuf_shim_Py_XDECREF(REFBUF_OBJECT((__VA_ARGS__)))
+#  define refbuf_shim_Py_NewRef(...) refbuf_shim_Py_NewRef(REFBUF_OBJECT((__VA_ARGS__)))
+#  define refbuf_shim_Py_XNewRef(...) refbuf_shim_Py_XNewRef(REFBUF_OBJECT((__VA_ARGS__)))
+#else
+#  define refbuf_shim_Py_INCREF(op) refbuf_shim_Py_INCREF(REFBUF_OBJECT(op))
+#  define refbuf_shim_Py_DECREF(op) refbuf_shim_Py_DECREF(REFBUF_OBJECT(op))
+#  define refbuf_shim_Py_XINCREF(op) refbuf_shim_Py_XINCREF(REFBUF_OBJECT(op))
+#  define refbuf_shim_Py_XDECREF(op) refbuf_shim_Py_XDECREF(REFBUF_OBJECT(op))
+#  define refbuf_shim_Py_NewRef(op) refbuf_shim_Py_NewRef(REFBUF_OBJECT(op))
+#  define refbuf_shim_Py_XNewRef(op) refbuf_shim_Py_XNewRef(REFBUF_OBJECT(op))
+#endif
 
-/* Macros in CPython too, and no functions. */
-#define Py_CLEAR(variable) RefBuf_CLEAR(variable)
-#define Py_SETREF(variable, op) RefBuf_SETREF(variable, op)
-#define Py_XSETREF(variable, op) RefBuf_XSETREF(variable, op)
+/* Py_CLEAR, Py_SETREF and Py_XSETREF are macros that drop by these names. */
 
 #endif /* REFBUF_COUNTS */
 

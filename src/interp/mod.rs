@@ -36,6 +36,25 @@ pub(crate) fn refuse_subinterpreter() -> PyResult<()> {
     ))
 }
 
+/// What is registered by an exit handler is not called: who is first imported in one could
+/// not give credits back. `threading` says so for the main thread, which runs them; other threads
+/// may still work when it is at its end.
+pub(crate) fn refuse_exit(py: Python<'_>) -> PyResult<()> {
+    let modules = py.import("sys")?.getattr("modules")?;
+    let threading = modules.get_item("threading").ok();
+    let asked = |threading: &Bound<'_, PyAny>| {
+        let is_main =
+            threading.call_method0("main_thread")?.getattr("ident")?.eq(threading.call_method0("get_ident")?)?;
+        Ok::<_, PyErr>(is_main && threading.getattr("_SHUTTING_DOWN")?.is_truthy()?)
+    };
+    if threading.is_some_and(|threading| asked(&threading).unwrap_or(false)) {
+        return Err(PyImportError::new_err(
+            "refbuf cannot start while the interpreter exits: import it before, at the latest where the exit handler is registered",
+        ));
+    }
+    Ok(())
+}
+
 /// Whether the calling thread is attached to the main interpreter. To some
 /// interpreter it must be.
 pub(crate) fn is_main_interpreter() -> bool {

@@ -178,6 +178,7 @@ fn end_workloads(py: Python<'_>) {
 #[pymodule(gil_used = false)]
 fn _refbuf(module: &Bound<'_, PyModule>) -> PyResult<()> {
     interp::refuse_subinterpreter()?;
+    interp::refuse_exit(module.py())?;
     interp::start(module)?;
     detached::prepare(module.py());
     // After the interpreter's hooks, and so run before them.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -36,10 +37,18 @@ class Compiler:
         return f"{self.command}-{self.standard}"
 
 
-COMPILERS = tuple(
+#: Those that everything is to compile by, if they are here; test_header_compiles.py says which are not.
+COMMANDS = ("gcc", "g++", "clang", "clang++")
+
+
+def installed(compilers: Iterable[Compiler]) -> tuple[Compiler, ...]:
+    """Those that are here."""
+    return tuple(compiler for compiler in compilers if shutil.which(compiler.command))
+
+
+COMPILERS = installed(
     Compiler(command, standard)
     for command, standard in (("gcc", "c11"), ("g++", "c++17"), ("clang", "c11"), ("clang++", "c++17"))
-    if shutil.which(command)
 )
 
 C = next((compiler for compiler in COMPILERS if not compiler.is_cpp), None)

@@ -22,6 +22,7 @@ static int algorithms(PyObject *op);
 static int conversions(PyObject *op);
 static int counted_before_main(PyObject *op);
 static int default_arguments(PyObject *op);
+static int in_the_middle(PyObject *op);
 #if __cplusplus >= 201103L
 static int lambdas(PyObject *op);
 static int smart_pointers(PyObject *op);
@@ -40,6 +41,7 @@ static int variadic_macros(PyObject *op);
     ROW(conversions, 4, 4)                                                                     \
     ROW(counted_before_main, 1, 1)                                                             \
     ROW(default_arguments, 2, 2)                                                               \
+    ROW(in_the_middle, 4, 4)                                                                   \
     SHIM_CPP11(ROW(lambdas, 8, 8) ROW(smart_pointers, 5, 5) ROW(function_templates, 6, 6)      \
                    ROW(variadic_macros, 2, 2))
 
@@ -248,6 +250,34 @@ static int call_both(PyObject *op, void (*take)(PyObject *) = Py_INCREF,
 static int default_arguments(PyObject *op)
 {
     return call_both(op) + call_both(op, Py_IncRef, Py_DECREF);
+}
+
+// PyObject is not where the class begins: behind what its virtual functions are found by.
+struct Middle : PyObject {
+    virtual ~Middle() {}
+};
+
+static int in_the_middle(PyObject *op)
+{
+    Middle *first = static_cast<Middle *>(op), *second = first;
+    CHECK(static_cast<void *>(first) != static_cast<void *>(op));
+    Py_INCREF(first);
+    Py_XINCREF(second);
+    CHECK(Py_NewRef(first) == op && Py_XNewRef(second) == op);
+    Py_CLEAR(first);
+    CHECK(first == NULL);
+#ifdef Py_SETREF
+    Middle *third = second;
+    Py_SETREF(second, third);
+    CHECK(second == third);
+    Py_XSETREF(third, NULL);
+    CHECK(third == NULL);
+#else
+    Py_DECREF(second);
+    Py_XDECREF(second);
+#endif
+    Py_CLEAR(second);
+    return 0;
 }
 
 #if __cplusplus >= 201103L

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from c_build import COMPILERS, CPP, HERE, C, Compiler, build_module, compile_object, run_python
+from c_build import COMMANDS, COMPILERS, CPP, HERE, C, Compiler, build_module, compile_object, run_python
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 LIMITED = f"-DPy_LIMITED_API=0x{sys.version_info.major:02x}{sys.version_info.minor:02x}0000"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_compiles_it_is_here(command: str) -> None:
+    if not shutil.which(command):
+        pytest.skip(f"{command} is not installed: nothing is compiled by it")
+    assert command in {compiler.command for compiler in COMPILERS}
 
 
 @pytest.mark.parametrize("compiler", COMPILERS, ids=str)

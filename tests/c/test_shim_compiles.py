@@ -5,8 +5,10 @@ extension at all where a header is forced upon all that is compiled."""
 from __future__ import annotations
 
 import itertools
+import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from c_build import (
     Compiler,
     build_module,
     compile_object,
+    installed,
     refbuf_include,
     run_shimmed,
     shim_flags,
@@ -32,7 +35,7 @@ SHIMMED_WAYS = [way for way in SHIM_WAYS if way != "stock"]
 C_DIALECTS = ("gnu89", "gnu99", "c11", "gnu17")
 CPP_DIALECTS = ("c++98", "c++11", "c++17", "c++20")
 
-DIALECTS = [
+DIALECTS = installed(
     Compiler(command, standard)
     for command, standards in (
         ("gcc", C_DIALECTS),
@@ -41,8 +44,7 @@ DIALECTS = [
         ("clang++", CPP_DIALECTS),
     )
     for standard in standards
-    if shutil.which(command)
-]
+)
 
 #: Each dialect in one way in, one way after the other; the ways do not depend on the dialect.
 DIALECTS_AND_WAYS = list(zip(DIALECTS, itertools.cycle(SHIMMED_WAYS), strict=False))
@@ -179,6 +181,48 @@ def test_a_register_may_be_cleared_where_cpython_lets_it(compiler: Compiler, tmp
     assert result.returncode == 0, result.stderr
 
 
+CONVERTED = """
+#include <Python.h>
+struct Reference {
+    PyTypeObject *type;
+    operator PyTypeObject *() const { return type; }
+};
+void change(Reference reference, PyTypeObject *type);
+void change(Reference reference, PyTypeObject *type) { Py_SETREF(type, reference); Py_XSETREF(type, reference); }
+"""
+
+
+@pytest.mark.parametrize("compiler", [one for one in COMPILERS if one.is_cpp], ids=str)
+@pytest.mark.parametrize("way", ["stock", "directory"])
+def test_what_is_set_may_convert_to_the_variables_type(compiler: Compiler, way: str, tmp_path: Path) -> None:
+    result = compile_text(compiler, CONVERTED, tmp_path, way)
+    assert result.returncode == 0, result.stderr
+
+
+ATOMIC = """
+#include <Python.h>
+#include <stdatomic.h>
+void change(_Atomic(PyObject *) *shared, PyObject *op);
+void change(_Atomic(PyObject *) *shared, PyObject *op) { Py_XSETREF(*shared, op); Py_CLEAR(*shared); }
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for an instruction of x86-64")
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="3.11 changes variables by any type")
+@pytest.mark.parametrize("compiler", [one for one in COMPILERS if not one.is_cpp], ids=str)
+def test_an_atomic_variable_stays_one(compiler: Compiler, tmp_path: Path) -> None:
+    source, code = tmp_path / "atomic.txt", tmp_path / "atomic.s"
+    source.write_text(ATOMIC)
+
+    def exchanges(way: str) -> int:
+        result = compile_object(compiler, source, code, "-O2", "-S", *shim_flags(way), include=tmp_path)
+        assert result.returncode == 0, result.stderr
+        # Of the counts none is one.
+        return code.read_text().count("xchgq")
+
+    assert exchanges("directory") == exchanges("stock") == 2
+
+
 TEMPLATE_ARGUMENT = """
 #include <Python.h>
 template <void (*count)(PyObject *)> struct Counter {
@@ -194,6 +238,8 @@ void change(PyObject *op)
     Counter<&Py_DecRef>::by(op);
     Counter<_Py_IncRef>::by(op);
     Counter<_Py_DecRef>::by(op);
+    Giver<Py_NewRef>::by(op);
+    Giver<&Py_XNewRef>::by(op);
 }
 """
 
@@ -295,6 +341,65 @@ PyObject *take(PyObject *op) { return Py_INCREF(op), Py_NewRef(op); }
 @pytest.mark.parametrize("compiler", COMPILERS, ids=str)
 def test_a_source_may_define_the_limited_api(compiler: Compiler, tmp_path: Path) -> None:
     result = compile_text(compiler, LIMITED, tmp_path, "directory")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(FREE_THREADED, reason="a free-threaded build has no such limited API")
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+@pytest.mark.parametrize("version", ["3", "0x03020000", "0x03040000", "0x03060000"])
+@pytest.mark.parametrize("way", ["directory", "forced"])
+def test_the_limited_api_may_be_an_old_one(compiler: Compiler, version: str, way: str, tmp_path: Path) -> None:
+    flag = f"-DPy_LIMITED_API={version}"
+    if compile_text(compiler, OLD_LIMITED, tmp_path, "stock", flag).returncode != 0:
+        pytest.skip("this CPython has no such limited API")
+    result = compile_text(compiler, OLD_LIMITED, tmp_path, way, flag)
+    assert result.returncode == 0, result.stderr
+
+
+OLD_LIMITED = """
+#include <Python.h>
+PyObject *take(PyObject *op);
+PyObject *take(PyObject *op) { Py_INCREF(op); return op; }
+PyMODINIT_FUNC PyInit_old(void);
+PyMODINIT_FUNC PyInit_old(void)
+{
+    static struct PyModuleDef definition;
+    return PyModule_Create(&definition);
+}
+"""
+
+# 3.15's stable ABI for both builds, as far as headers of builds with a GIL know it.
+ABI3T = """
+#include <Python.h>
+#if !REFBUF_COUNTS
+#  error "its functions are not refbuf's"
+#endif
+#ifdef __cplusplus
+template <typename First, typename Second> PyObject *pick(PyObject *op) { return op; }
+#  define PICK(op) pick<int, long>(op)
+#else
+#  define PICK(op) op
+#endif
+#define Py_SETREF(variable, op) do { Py_DECREF(variable); variable = (op); } while (0)
+PyObject *take(PyObject *op);
+PyObject *take(PyObject *op)
+{
+    Py_INCREF(PICK(op));
+    Py_XDECREF(PICK(op));
+    Py_SETREF(op, Py_NewRef(PICK(op)));
+    return Py_XNewRef(op);
+}
+"""
+
+
+@pytest.mark.skipif(FREE_THREADED, reason="needs headers that have the limited API")
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+@pytest.mark.parametrize("way", ["directory", "forced"])
+def test_the_stable_abi_of_both_builds_goes_through_functions(
+    compiler: Compiler, way: str, tmp_path: Path
+) -> None:
+    flags = ("-DPy_LIMITED_API=0x030b0000", "-DPy_TARGET_ABI3T=0x030b0000")
+    result = compile_text(compiler, ABI3T, tmp_path, way, *flags)
     assert result.returncode == 0, result.stderr
 
 
