@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 
 use crate::core::{Account, Address, Shape};
 use crate::interp::bindings::{RefBuf_API, RefBuf_Account, RefBuf_Import, RefBuf_Stats, REFBUF_ABI_VERSION};
+use crate::interp::errno::Errno;
 use crate::{detached, interp, process};
 
 /// `Py_IncRef` through the buffer. Like it, does nothing with NULL.
@@ -257,11 +258,13 @@ unsafe extern "C" fn account_dec_ref_missed(account: *mut RefBuf_Account, aside:
 }
 
 unsafe extern "C" fn inc_ref_missed(op: *mut PyObject) {
+    let _errno = Errno::kept();
     // SAFETY: the inline path calls this for foreign objects only.
     unsafe { interp::inc_ref_missed(op) }
 }
 
 unsafe extern "C" fn dec_ref_missed(op: *mut PyObject) {
+    let _errno = Errno::kept();
     // SAFETY: the inline path calls this for foreign objects only.
     unsafe { interp::dec_ref_missed(op) }
 }

@@ -11,6 +11,7 @@
 //! | `ABSENT` | no settler: the next miss starts one |
 //! | `STARTING` | one thread is starting it |
 //! | `RUNNING` | it runs: credits may be acquired |
+//! | `ENDING` | it has been told to stop, and settles everything; no credits are acquired |
 //! | `FAILED` | the system gave no thread; no credits are acquired until `retry` |
 //!
 //! Above the phase, the word has the settler's number, so that a thread which is
@@ -18,10 +19,15 @@
 //! written by the settler itself, before its first look: whoever installs
 //! credits earlier and wakes nobody is found by that look.
 //!
+//! A settler that is told to stop settles everything before it ends, so that nothing is held
+//! when the process forks. By then nobody acquires any more: `ENDING` comes first. A forked child
+//! counts its settlers on: one that forks in a finalizer of its own is none any more there.
+//!
 //! Starting and waking block on nobody, so that an increment may do both (R2):
 //! the handle that is woken is kept as long as the heartbeat, a few words for each
 //! settler ever started (one, and one more after each fork).
 
+use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::thread;
@@ -34,10 +40,11 @@ const ABSENT: u32 = 0;
 const STARTING: u32 = 1;
 const RUNNING: u32 = 2;
 const FAILED: u32 = 3;
+const ENDING: u32 = 4;
 /// Mask of the phase.
-const PHASE: u32 = 3;
+const PHASE: u32 = 7;
 /// One settler more.
-const NEXT: u32 = 4;
+const NEXT: u32 = 8;
 
 /// Looks at all buffers for each heartbeat.
 const LOOKS: u32 = 2;
@@ -55,6 +62,15 @@ pub trait Host: Send + 'static {
 
     /// The registry's name for the calling thread.
     fn thread(&self) -> ThreadName;
+
+    /// Runs a settler's life in a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// Where the system gives none.
+    fn spawn(life: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        thread::Builder::new().name("refbuf-settler".into()).spawn(life).map(drop)
+    }
 }
 
 /// How others wake a settler.
@@ -111,7 +127,7 @@ impl Heartbeat {
     }
 
     /// Starts the settler unless there is one, or the system has refused one.
-    pub fn start<O: Counted>(&'static self, registry: &'static Registry<O>, host: impl Host) {
+    pub fn start<O: Counted, H: Host>(&'static self, registry: &'static Registry<O>, host: H) {
         // SeqCst, as in `run`: either this sees that there is none, or the one that ends sees
         // that it was not told to.
         let absent = self.phase.load(Ordering::SeqCst);
@@ -128,9 +144,9 @@ impl Heartbeat {
         }
         self.stop.store(false, Ordering::SeqCst);
         let run = move || self.run(registry, &host, number);
-        match thread::Builder::new().name("refbuf-settler".into()).spawn(run) {
+        match H::spawn(run) {
             // It may have been told to stop, and be gone, by now.
-            Ok(_) => self.pass(number | STARTING, number | RUNNING),
+            Ok(()) => self.pass(number | STARTING, number | RUNNING),
             Err(_) => self.pass(number | STARTING, number | FAILED),
         };
     }
@@ -214,8 +230,8 @@ impl Heartbeat {
     pub fn after_fork_in_child(&self) {
         self.settler.store(ptr::null_mut(), Ordering::Relaxed);
         self.held.store(0, Ordering::Relaxed);
-        let phase = self.phase.load(Ordering::Relaxed);
-        self.phase.store(phase & !PHASE | ABSENT, Ordering::Release);
+        let number = (self.phase.load(Ordering::Relaxed) & !PHASE).wrapping_add(NEXT);
+        self.phase.store(number | ABSENT, Ordering::Release);
     }
 
     /// The settler's life.
@@ -225,7 +241,16 @@ impl Heartbeat {
         let handle = Box::into_raw(Box::new(Settler { thread: thread::current(), before }));
         self.settler.store(handle, Ordering::Release);
         loop {
-            self.work(registry, host);
+            self.work(registry, host, number);
+            if !self.is_settler(number) {
+                return;
+            }
+            // No credits come in from here on.
+            self.phase.store(number | ENDING, Ordering::SeqCst);
+            self.finish(registry, host);
+            if !self.is_settler(number) {
+                return;
+            }
             self.phase.store(number | ABSENT, Ordering::SeqCst);
             // A `resume` that came too late for the line above has found no one
             // to start: either it sees ABSENT, or this sees that it was there.
@@ -236,27 +261,49 @@ impl Heartbeat {
         self.ended.fetch_add(1, Ordering::Release);
     }
 
+    /// Whether the settler of this number is the process's: not where it has forked.
+    fn is_settler(&self, number: u32) -> bool {
+        self.phase.load(Ordering::Relaxed) & !PHASE == number
+    }
+
     /// Beats until told to stop.
-    fn work<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host) {
+    fn work<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host, number: u32) {
+        // Nothing is cold yet. And in a forked child others are still at their hooks.
+        thread::park_timeout(self.period() / LOOKS);
         while !self.stop.load(Ordering::SeqCst) {
             let beat = registry.beat();
             if beat.work {
-                host.attached(&mut || {
-                    // SAFETY: attached, by the host; this thread has no buffer
-                    // entered, and holds no lock.
-                    unsafe {
-                        registry.settle(Scope::Cold);
-                        registry.release_leftovers(host.thread());
-                    }
-                });
+                settle(registry, host, Scope::Cold);
             }
-            if host.chores() | beat.work | beat.occupied {
+            let is_left = host.chores();
+            if !self.is_settler(number) {
+                return;
+            }
+            if is_left | beat.work | beat.occupied {
                 thread::park_timeout(self.period() / LOOKS);
             } else if registry.fall_idle() {
                 thread::park();
             }
         }
     }
+
+    /// Everything, before the end.
+    fn finish<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host) {
+        let beat = registry.beat();
+        if beat.work || beat.occupied {
+            settle(registry, host, Scope::All);
+        }
+    }
+}
+
+fn settle<O: Counted>(registry: &'static Registry<O>, host: &impl Host, scope: Scope) {
+    host.attached(&mut || {
+        // SAFETY: attached, by the host; this thread has no buffer entered, and holds no lock.
+        unsafe {
+            registry.settle(scope);
+            registry.release_leftovers(host.thread());
+        }
+    });
 }
 
 impl Drop for Heartbeat {

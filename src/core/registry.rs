@@ -325,9 +325,18 @@ impl<O: Counted> Registry<O> {
             // SAFETY: the reference was the registry's, and is no longer.
             unsafe { O::release(object) };
             let mut state = lock(&self.state);
+            let State { leftovers, releases, .. } = &mut *state;
             // The last of ours: releases nest, where a finalizer settles.
-            if let Some(at) = state.releases.iter().rposition(|release| *release == (by, object)) {
-                state.releases.swap_remove(at);
+            if let Some(at) = releases.iter().rposition(|release| *release == (by, object)) {
+                releases.swap_remove(at);
+            }
+            // After one of many the others may go in bulk.
+            if let Some(last) = leftovers.last_mut().filter(|last| last.object == object) {
+                // SAFETY: attached; these references are the registry's.
+                last.count = unsafe { O::take(object, last.count) };
+                if last.count == 0 {
+                    leftovers.pop();
+                }
             }
         }
     }

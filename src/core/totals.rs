@@ -87,6 +87,17 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// The same; who sees it with `get_acquired` sees what came before. By the one writer only.
+    #[inline(always)]
+    pub fn add_released(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Release);
+    }
+
+    /// The sum so far; with what came before `add_released`.
+    pub fn get_acquired(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
     /// The sum so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)

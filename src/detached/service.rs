@@ -18,6 +18,7 @@
 //! the module `refbuf`'s.
 
 use std::any::Any;
+use std::io;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 use std::thread;
@@ -38,6 +39,7 @@ use crate::interp;
 use crate::interp::attachment::{attach, attachment, has_state, nap_detached, Attachment};
 use crate::interp::barrier;
 use crate::interp::life::{self, Buffers, Service};
+use crate::interp::settler_thread;
 use crate::interp::unwinding::detached;
 use crate::interp::word::Word;
 
@@ -445,6 +447,10 @@ impl Host for Settler {
 
     fn thread(&self) -> Thread {
         0
+    }
+
+    fn spawn(life: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        settler_thread::spawn(life)
     }
 }
 

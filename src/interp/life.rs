@@ -4,9 +4,11 @@
 //! registry and a settler: a [`Service`]. One set of hooks serves both.
 //!
 //! Fork has two pairs of hooks. Python's (`os.register_at_fork`) may run any
-//! code: the settlers end before, so that the child of an otherwise
-//! single-threaded program is one of a single-threaded process, and the child
-//! settles after. The C library's (`pthread_atfork`) run right around the system
+//! code: the settlers settle everything and end before, so that the child of an otherwise
+//! single-threaded program is one of a single-threaded process, and no object that is dead
+//! already has its finalizer run in both. It is not this thread that settles, since other
+//! modules' hooks have it hold their locks by then. What was still held, because a finalizer
+//! took too long, the child settles. The C library's (`pthread_atfork`) run right around the system
 //! call, in whatever code called it: they hold the registries' locks across it.
 //!
 //! Accounts come first: their objects may be in the other kind of buffers, and
@@ -16,6 +18,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -130,6 +133,11 @@ pub(crate) trait Service: Sync + 'static {
     /// finalizers.
     fn settle_all(&self, py: Python<'_>);
 
+    /// In a forked child, among other modules' hooks.
+    fn settle_in_child(&self, py: Python<'_>) {
+        self.settle_all(py);
+    }
+
     /// The exit has begun, in this thread.
     fn note_exit(&self, _py: Python<'_>) {}
 
@@ -152,6 +160,9 @@ trait Moments: Sync {
     fn let_go(&self, held: Held);
     fn let_go_in_child(&self, held: Held);
 }
+
+/// A service, and its locks.
+type HeldBy = (&'static dyn Moments, Held);
 
 /// A service's locks: its registry's, and those before it.
 struct Held {
@@ -176,7 +187,7 @@ impl<S: Service> Moments for S {
     }
 
     fn after_fork_in_child(&self, py: Python<'_>) {
-        self.settle_all(py);
+        self.settle_in_child(py);
     }
 
     fn on_exit(&self, py: Python<'_>) {
@@ -217,8 +228,9 @@ impl<S: Service> Moments for S {
 static STARTED: [OnceLock<&'static dyn Moments>; 2] = [const { OnceLock::new() }; 2];
 
 thread_local! {
-    /// From before a fork to after it.
-    static ACROSS_FORK: RefCell<Vec<(&'static dyn Moments, Held)>> = const { RefCell::new(Vec::new()) };
+    /// From before a fork to after it. Never destroyed: a thread may fork in its last moments.
+    static ACROSS_FORK: ManuallyDrop<RefCell<Vec<HeldBy>>> =
+        const { ManuallyDrop::new(RefCell::new(Vec::new())) };
 }
 
 fn started() -> impl Iterator<Item = &'static dyn Moments> {
@@ -274,8 +286,8 @@ extern "C" fn at_fork_prepare() {
 }
 
 /// What `at_fork_prepare` has locked.
-fn across_fork() -> Vec<(&'static dyn Moments, Held)> {
-    ACROSS_FORK.try_with(RefCell::take).unwrap_or_default()
+fn across_fork() -> Vec<HeldBy> {
+    ACROSS_FORK.try_with(|slot| slot.take()).unwrap_or_default()
 }
 
 extern "C" fn at_fork_parent() {

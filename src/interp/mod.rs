@@ -16,7 +16,9 @@ pub(crate) mod barrier;
 #[allow(unreachable_pub)]
 pub(crate) mod bindings;
 pub(crate) mod config;
+pub(crate) mod errno;
 pub(crate) mod life;
+pub(crate) mod settler_thread;
 pub(crate) mod unwinding;
 pub(crate) mod word;
 

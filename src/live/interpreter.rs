@@ -19,6 +19,7 @@ use crate::interp::bindings::{
     RefBuf_Buffer, RefBuf_Slot, REFBUF_CREDITS, REFBUF_CREDIT_LIMIT, REFBUF_HASH_SHIFT, REFBUF_MIX,
     REFBUF_OFFSET_SHARED, REFBUF_OFFSET_TID, REFBUF_REFUND,
 };
+use crate::interp::errno::Errno;
 
 const _: () = assert!(REFBUF_OFFSET_SHARED as u64 == SHARED && ONE == 4, "sites count at that place");
 const _: () = assert!(REFBUF_OFFSET_TID as usize == OWNER, "the owner is there");
@@ -48,10 +49,7 @@ pub(super) fn entry() -> usize {
 /// The slow way of an add. May be called wherever the interpreter counts: touches no
 /// object's code, and leaves errno as it was.
 pub(super) unsafe extern "C" fn increment(op: *mut PyObject) {
-    // SAFETY: this thread's own.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
-    let before = unsafe { errno.read() };
+    let _errno = Errno::kept();
     // SAFETY: the site counts a reference to a live object of another thread.
     unsafe {
         if attachment::current_state().is_null() {
@@ -59,22 +57,14 @@ pub(super) unsafe extern "C" fn increment(op: *mut PyObject) {
         } else {
             interp::inc_ref_missed(op);
         }
-        errno.write(before);
     }
 }
 
 /// The slow way of a drop: takes the reference in, if it can. As for `increment`.
 unsafe extern "C" fn take_in(op: *mut PyObject) -> bool {
-    // SAFETY: this thread's own.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
-    let before = unsafe { errno.read() };
+    let _errno = Errno::kept();
     // SAFETY: the site drops a reference to an object that this thread does not own.
-    unsafe {
-        let taken = !attachment::current_state().is_null() && interp::take_in(op);
-        errno.write(before);
-        taken
-    }
+    unsafe { !attachment::current_state().is_null() && interp::take_in(op) }
 }
 
 /// The slow way of the entry. What the interpreter does to errno when an object dies is its

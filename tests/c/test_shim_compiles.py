@@ -188,7 +188,11 @@ struct Reference {
     operator PyTypeObject *() const { return type; }
 };
 void change(Reference reference, PyTypeObject *type);
-void change(Reference reference, PyTypeObject *type) { Py_SETREF(type, reference); Py_XSETREF(type, reference); }
+void change(Reference reference, PyTypeObject *type)
+{
+    Py_SETREF(type, reference);
+    Py_XSETREF(type, reference);
+}
 """
 
 
@@ -348,7 +352,9 @@ def test_a_source_may_define_the_limited_api(compiler: Compiler, tmp_path: Path)
 @pytest.mark.parametrize("compiler", COMPILERS, ids=str)
 @pytest.mark.parametrize("version", ["3", "0x03020000", "0x03040000", "0x03060000"])
 @pytest.mark.parametrize("way", ["directory", "forced"])
-def test_the_limited_api_may_be_an_old_one(compiler: Compiler, version: str, way: str, tmp_path: Path) -> None:
+def test_the_limited_api_may_be_an_old_one(
+    compiler: Compiler, version: str, way: str, tmp_path: Path
+) -> None:
     flag = f"-DPy_LIMITED_API={version}"
     if compile_text(compiler, OLD_LIMITED, tmp_path, "stock", flag).returncode != 0:
         pytest.skip("this CPython has no such limited API")

@@ -222,6 +222,7 @@ def test_native_threads_may_count_to_the_end(run_with_accounts):
 def test_daemon_threads_may_count_to_the_end(run_with_accounts):
     run_with_accounts(
         """
+        on_exit_daemons_stay_detached()
         def count(number):
             while True:
                 accountext.churn(accounts, 300, number)

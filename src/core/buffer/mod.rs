@@ -70,7 +70,7 @@ use crossbeam_utils::CachePadded;
 
 use super::counted::Address;
 use super::gate::Gate;
-use super::sync::{AtomicU32, AtomicUsize, Ordering, PlainI64, PlainU32, PlainU64};
+use super::sync::{AtomicBool, AtomicU32, AtomicUsize, Ordering, PlainI64, PlainU32, PlainU64};
 use super::totals::Counters;
 use slot::SLOT_SHIFT;
 
@@ -173,7 +173,20 @@ pub struct Buffer {
     parked_len: AtomicUsize,
     counters: Counters,
     window: Window,
+    looks: Looks,
     shape: Shape,
+}
+
+/// No number of credits that have come in.
+const NEVER: u64 = u64::MAX;
+
+/// What the heartbeat's last look found. With the registry's lock.
+#[derive(Debug)]
+struct Looks {
+    /// Nothing, when so many credits had come in; or [`NEVER`].
+    empty_at: PlainU64,
+    /// Something cold.
+    found_cold: AtomicBool,
 }
 
 /// What the owner remembers of its last thought on whether the table pays.
@@ -220,6 +233,7 @@ impl Buffer {
             parked_len: AtomicUsize::new(0),
             counters: Counters::default(),
             window: Window::default(),
+            looks: Looks { empty_at: PlainU64::new(NEVER), found_cold: AtomicBool::new(false) },
             shape,
         })
     }

@@ -174,7 +174,6 @@ impl Buffer {
         let Some(credits) = (unsafe { self.acquire::<O>(object, 1 << batch) }).checked_sub(1) else {
             return Outcome::Passed;
         };
-        self.counters.credits_in.add(credits);
         self.install(index, object, credits, batch);
         Outcome::Installed
     }
@@ -253,7 +252,6 @@ impl Buffer {
         if credits == 1 {
             self.counters.take_ins.add(1);
         }
-        self.counters.credits_in.add(credits);
         self.install(index, object, credits, batch);
         Outcome::Installed
     }
@@ -290,6 +288,8 @@ impl Buffer {
         rank.batch = batch;
         rank.settle_in(slot.uses());
         self.set_rank(index, rank);
+        // Behind the slot: a look that sees it finds what came.
+        self.counters.credits_in.add_released(credits);
     }
 
     /// Settles a resident to make room; parks what would be a release. False,

@@ -5,7 +5,7 @@ use super::super::counted::{Address, Counted};
 use super::super::sync::Ordering;
 use super::super::totals::Totals;
 use super::slot::{CREDITS, CREDIT_BITS};
-use super::{Buffer, Leftover, MIX};
+use super::{Buffer, Leftover, MIX, NEVER};
 
 /// Looks that must find a slot unchanged before it is cold.
 const COLD_AFTER: u32 = 2;
@@ -89,6 +89,11 @@ impl Buffer {
         // What is parked waits for the owner's next safe point at the longest
         // until this beat.
         census.cold |= census.occupied;
+        // Empty at the last look, and nothing has come since: a thread that sleeps costs nothing.
+        let came = self.counters.credits_in.get_acquired();
+        if self.looks.empty_at.load(Ordering::Relaxed) == came {
+            return census;
+        }
         for (index, slot) in self.slots.iter().enumerate() {
             if slot.credits() == 0 {
                 continue;
@@ -101,6 +106,8 @@ impl Buffer {
             census.cold |= age & LOOKS_MASK == COLD_AFTER;
             self.ages[index].store(age, Ordering::Relaxed);
         }
+        self.looks.empty_at.store(if census.occupied { NEVER } else { came }, Ordering::Relaxed);
+        self.looks.found_cold.store(census.cold, Ordering::Relaxed);
         census
     }
 
@@ -108,7 +115,7 @@ impl Buffer {
     /// registry's lock.
     pub fn is_due(&self) -> bool {
         let cold = |index: usize| self.slots[index].credits() != 0 && self.is_cold(index);
-        self.gate().is_parked() || (0..self.slots.len()).any(cold)
+        self.gate().is_parked() || self.looks.found_cold.load(Ordering::Relaxed) && (0..self.slots.len()).any(cold)
     }
 
     /// Whether the slot was found cold, and has not changed since.
@@ -148,6 +155,8 @@ impl Buffer {
         self.head.skip.store(0, Ordering::Relaxed);
         self.window.gain.store(0, Ordering::Relaxed);
         self.window.skip.store(0, Ordering::Relaxed);
+        self.looks.empty_at.store(NEVER, Ordering::Relaxed);
+        self.looks.found_cold.store(false, Ordering::Relaxed);
         for slot in &self.slots {
             slot.forget();
         }

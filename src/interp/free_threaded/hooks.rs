@@ -8,6 +8,7 @@
 //!
 //! Sources: Modules/gcmodule.c and Python/gc_free_threading.c on callbacks.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
@@ -18,6 +19,7 @@ use crate::core::heartbeat::Host;
 use crate::core::registry::Thread;
 use crate::core::Scope;
 use crate::interp::life::{self, Buffers, Service};
+use crate::interp::settler_thread;
 use crate::interp::unwinding::detached;
 
 /// How long a flush waits for references that another thread is releasing.
@@ -36,6 +38,10 @@ impl Host for Settler {
 
     fn thread(&self) -> Thread {
         thread_id()
+    }
+
+    fn spawn(life: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        settler_thread::spawn(life)
     }
 }
 
@@ -60,6 +66,17 @@ impl Service for Objects {
 
     fn settle_all(&self, _py: Python<'_>) {
         settle_all();
+    }
+
+    fn settle_in_child(&self, _py: Python<'_>) {
+        BUFFERS.heartbeat.retry();
+        // SAFETY: attached to the main interpreter, whose hook this is; outside the gate.
+        unsafe { BUFFERS.registry.settle(Scope::All) };
+        // Finalizers may want locks that other modules' hooks have yet to make anew: the
+        // settler has them run, a while later.
+        if BUFFERS.registry.beat().work {
+            self.start_settler();
+        }
     }
 }
 

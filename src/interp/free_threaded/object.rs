@@ -16,7 +16,7 @@
 //! Credits are counted in `ob_ref_shared`. A decrement by another thread that
 //! finds flags 0 or 1 and a count of zero queues the object in place of
 //! subtracting; one that leaves a merged object at zero frees it. So bulk
-//! subtraction stops short of both: at zero while not merged, at one while
+//! subtraction stops short of both: at zero while neither merged nor queued, at one while
 //! merged. The rest goes through CPython, one by one.
 //!
 //! Source: Include/object.h (3.13), Include/refcount.h (3.14),
@@ -38,6 +38,7 @@ use crate::interp::unwinding::HangOnUnwind;
 
 const SHARED_SHIFT: u32 = 2;
 const FLAGS: isize = 3;
+const QUEUED: isize = 2;
 const MERGED: isize = 3;
 /// One reference in `ob_ref_shared`.
 const SHARED_ONE: isize = 1 << SHARED_SHIFT;
@@ -147,7 +148,13 @@ unsafe impl Counted for PyCell {
         let mut before = shared.load(Ordering::Relaxed);
         loop {
             let count = before >> SHARED_SHIFT;
-            let spare = if before & FLAGS == MERGED { count - 1 } else { count };
+            let spare = match before & FLAGS {
+                MERGED => count - 1,
+                // The owner has been asked to merge, and the queue has a reference: until then
+                // the count may be negative, and nobody frees the object.
+                QUEUED => n as isize,
+                _ => count,
+            };
             let taken = spare.clamp(0, n as isize);
             if taken == 0 {
                 return n;
