@@ -63,6 +63,17 @@ pub trait Host: Send + 'static {
     /// The registry's name for the calling thread.
     fn thread(&self) -> ThreadName;
 
+    /// Whether all threads but settlers have ended: then settlers end, too, and with them
+    /// the process.
+    fn is_alone(&self) -> bool {
+        false
+    }
+
+    /// After how long an idle settler asks that again; none if it need not.
+    fn longest_nap(&self) -> Option<Duration> {
+        None
+    }
+
     /// Runs a settler's life in a thread of its own.
     ///
     /// # Errors
@@ -279,10 +290,12 @@ impl Heartbeat {
             if !self.is_settler(number) {
                 return;
             }
-            if is_left | beat.work | beat.occupied {
+            if host.is_alone() {
+                self.stop.store(true, Ordering::SeqCst);
+            } else if is_left | beat.work | beat.occupied {
                 thread::park_timeout(self.period() / LOOKS);
             } else if registry.fall_idle() {
-                thread::park();
+                host.longest_nap().map_or_else(thread::park, thread::park_timeout);
             }
         }
     }

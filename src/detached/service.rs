@@ -449,6 +449,14 @@ impl Host for Settler {
         0
     }
 
+    fn is_alone(&self) -> bool {
+        settler_thread::are_alone()
+    }
+
+    fn longest_nap(&self) -> Option<Duration> {
+        settler_thread::longest_nap()
+    }
+
     fn spawn(life: impl FnOnce() + Send + 'static) -> io::Result<()> {
         settler_thread::spawn(life)
     }

@@ -27,6 +27,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict};
 
 use super::barrier;
+use super::settler_thread;
 use super::unwinding::detached;
 use super::word::Word;
 use crate::core::heartbeat::{Heartbeat, Host};
@@ -282,6 +283,7 @@ fn set_hooks(py: Python<'_>) -> PyResult<()> {
 
 extern "C" fn at_fork_prepare() {
     let held = started().map(|service| (service, service.hold())).collect();
+    settler_thread::before_fork();
     let _ = ACROSS_FORK.try_with(|slot| slot.replace(held));
 }
 
@@ -296,5 +298,6 @@ extern "C" fn at_fork_parent() {
 
 extern "C" fn at_fork_child() {
     barrier::prepare_in_child();
+    settler_thread::after_fork_in_child();
     across_fork().into_iter().for_each(|(service, held)| service.let_go_in_child(held));
 }

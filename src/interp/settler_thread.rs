@@ -9,15 +9,72 @@
 //! | stack | as large as that of a thread of Python's: finalizers run here |
 //! | processors, priority, policy | those of the process's first thread |
 //!
-//! Sources: pthread_sigmask(3), sched(7), getrlimit(2).
+//! Nor does it keep a process alive. CPython ends one with its main thread; but in the child of a
+//! fork, where that was another thread, the thread that is left may just end, and with it, the
+//! last one, the process. Settlers look whether it has.
+//!
+//! Sources: pthread_sigmask(3), sched(7), getrlimit(2), proc_pid_stat(5).
 
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// The least, in bytes: what Linux gives by default, and what CPython's limit of recursion is for.
 const LEAST_STACK: u64 = 8 << 20;
 /// The most: more is address space that nobody uses.
 const MOST_STACK: u64 = 1 << 30;
+
+/// Settlers that run.
+static SETTLERS: AtomicU32 = AtomicU32::new(0);
+/// The thread that forks is the process's first; so for the one fork that is under way.
+static BY_THE_FIRST: AtomicBool = AtomicBool::new(true);
+/// The process comes from a fork in another thread than the first, or from such a process.
+static MAY_END_QUIETLY: AtomicBool = AtomicBool::new(false);
+
+/// With the locks that are held across a fork, or before.
+pub(crate) fn before_fork() {
+    BY_THE_FIRST.store(is_the_first(), Ordering::Relaxed);
+}
+
+/// Nobody else is here.
+pub(crate) fn after_fork_in_child() {
+    SETTLERS.store(0, Ordering::Relaxed);
+    if !BY_THE_FIRST.load(Ordering::Relaxed) {
+        MAY_END_QUIETLY.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Where it matters, how often to look.
+pub(crate) fn longest_nap() -> Option<Duration> {
+    MAY_END_QUIETLY.load(Ordering::Relaxed).then_some(Duration::from_millis(100))
+}
+
+/// Whether only settlers are left, for one of them.
+pub(crate) fn are_alone() -> bool {
+    MAY_END_QUIETLY.load(Ordering::Relaxed) && threads_but_the_first_ended() == Some(SETTLERS.load(Ordering::Relaxed))
+}
+
+/// How many threads there are besides the first, if that has ended.
+fn threads_but_the_first_ended() -> Option<u32> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the name, which may hold anything: the state is the first, the number of threads the 18th.
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let is_over = fields.next()? == "Z";
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    is_over.then(|| threads.saturating_sub(1))
+}
+
+#[cfg(target_os = "linux")]
+fn is_the_first() -> bool {
+    // SAFETY: ask for numbers.
+    unsafe { libc::gettid() == libc::getpid() }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_the_first() -> bool {
+    true
+}
 
 /// Runs `life` in a new thread.
 ///
@@ -29,7 +86,13 @@ pub(crate) fn spawn(life: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let _blocked = Blocked::new();
     let life = || {
         as_the_first_thread();
+        let process = std::process::id();
+        SETTLERS.fetch_add(1, Ordering::Relaxed);
         life();
+        // It may have forked in a finalizer.
+        if std::process::id() == process {
+            SETTLERS.fetch_sub(1, Ordering::Relaxed);
+        }
     };
     thread::Builder::new().name("refbuf-settler".into()).stack_size(stack_size()).spawn(life).map(drop)
 }

@@ -124,3 +124,51 @@ def test_a_finalizer_that_wants_what_fork_holds_delays_it_and_no_more(run_settli
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert wait_until(lambda: log == [os.getpid()])
     """)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("ends", ["at once", "after a while"])
+def test_it_keeps_no_child_alive_whose_thread_has_ended(run_settling, ends):
+    """A thread forks, and goes on in the child until it ends: as the last one, with the process."""
+    run_settling(f"""
+    import warnings
+    warnings.simplefilter("ignore")
+    parent, children = os.getpid(), []
+    def work():
+        thing = things[0]
+        child = os.fork()
+        if child:
+            children.append(child)
+            return
+        for _ in range(30):
+            countext.touch(id(thing), 3)
+        assert settlers()
+        if {ends!r} == "after a while":
+            time.sleep(0.3)
+    things = [Plain()]
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert os.getpid() == parent
+    ended = []
+    assert wait_until(lambda: ended.append(os.waitpid(children[0], os.WNOHANG)) or ended[-1] != (0, 0))
+    assert ended[-1] == (children[0], 0)
+    """)
+
+
+def test_it_may_fork_in_a_finalizer(run_settling):
+    """It is no settler in the child: that ends with its thread."""
+    run_settling("""
+    children = []
+    def fork():
+        if child := os.fork():
+            children.append(child)
+    with Worker() as worker:
+        left_to_credits(worker, lambda: Ending(fork))
+        assert wait_until(lambda: children)
+        ended = []
+        assert wait_until(lambda: ended.append(os.waitpid(children[0], os.WNOHANG)) or ended[-1] != (0, 0))
+        assert ended[-1] == (children[0], 0)
+        left_to_credits(worker, lambda: Ending(lambda: children.append("again")))
+        assert wait_until(lambda: children[1:] == ["again"])
+    """)
