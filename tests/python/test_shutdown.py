@@ -280,3 +280,29 @@ def test_an_import_that_is_not_used_leaves_no_thread(run_python):
         assert refbuf.stats().threads == 0
         """
     )
+
+
+IMPORT = """
+import atexit, threading, time
+
+def late():
+    try:
+        import refbuf
+    except ImportError as error:
+        print(error)
+    else:
+        print("imported")
+"""
+
+
+@pytest.mark.skipif(refbuf.installed(), reason="run has imported it")
+def test_an_import_by_an_exit_handler_is_refused(run_python):
+    """What it would register there is not called: credits would not be given back."""
+    out = run_python("atexit.register(late)", first=IMPORT)
+    assert out.startswith("refbuf cannot start while the interpreter exits: ")
+
+
+@pytest.mark.skipif(refbuf.installed(), reason="run has imported it")
+def test_a_thread_that_outlasts_the_main_thread_may_import_it(run_python):
+    code = "threading.Thread(target=lambda: (threading.main_thread().join(0.3), late())).start()"
+    assert run_python(code, first=IMPORT) == "imported\n"
