@@ -487,3 +487,25 @@ fn a_slot_that_comes_back_as_it_was_is_not_cold_for_that() {
 fn a_buffer_with_all_that_belongs_to_it_fits_in_32_kib() {
     assert!(Shape { slots: Shape::MOST_SLOTS, ..Shape::DEFAULT }.bytes() <= 32 * 1024, "R5");
 }
+
+#[test]
+fn a_hot_slot_that_gathers_credits_is_settled_at_each_beat() {
+    let registry = Registry::<Cell>::new(Shape { slots: 4, ..Shape::DEFAULT });
+    let freed = Arc::new(Freed::default());
+    const MANY: usize = 1 << 20;
+    let object = Cell::make(2 * MANY, &freed);
+    let thread = Thread::start(&registry);
+    let gather = |times: usize| (0..times).for_each(|_| thread.dec(object));
+    gather(1_000);
+    registry.beat();
+    gather(1_000);
+    assert!(!registry.beat().work, "it is hot");
+    gather(MANY);
+    assert!(registry.beat().work);
+    settle(&registry, Scope::Cold);
+    assert_eq!(registry.credits_of(object), 0);
+    assert_eq!(Cell::count(object), MANY - 2_000);
+    (0..MANY - 2_000).for_each(|_| thread.dec(object));
+    thread.flush();
+    assert_eq!(freed.count(), 1);
+}

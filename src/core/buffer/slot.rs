@@ -9,6 +9,10 @@ pub const CREDIT_BITS: u32 = 24;
 pub const CREDITS: u64 = (1 << CREDIT_BITS) - 1;
 /// Credits at which a slot is full.
 pub const CREDIT_LIMIT: u64 = 1 << (CREDIT_BITS - 1);
+/// Credits that a slot keeps beyond a beat, at the most: more than the largest batch.
+const HOARD: u64 = 1 << 20;
+/// Refunds that a slot counts beyond a beat, at the most: a quarter of what a word holds.
+const MOST_REFUNDS: u64 = 1 << 38;
 /// What a refund adds to a word: a credit, and one refund seen.
 pub const REFUND: u64 = (1 << CREDIT_BITS) | 1;
 
@@ -93,6 +97,13 @@ impl Slot {
             self.store(word.wrapping_add(REFUND));
         }
         hit
+    }
+
+    /// Whether it should be settled although it is in use: who only drops what others have
+    /// taken gathers credits, which nobody else has then; and refunds have a limit.
+    pub(super) fn is_worn(&self) -> bool {
+        let word = self.word();
+        word & CREDITS >= HOARD || word >> CREDIT_BITS >= MOST_REFUNDS
     }
 
     /// Puts credits into a slot that has none; keeps the refunds seen.

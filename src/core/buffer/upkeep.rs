@@ -103,7 +103,7 @@ impl Buffer {
             let age = self.ages[index].load(Ordering::Relaxed);
             let unchanged = age & !LOOKS_MASK == now;
             let age = if unchanged { now | ((age & LOOKS_MASK) + 1).min(COLD_AFTER) } else { now };
-            census.cold |= age & LOOKS_MASK == COLD_AFTER;
+            census.cold |= age & LOOKS_MASK == COLD_AFTER || slot.is_worn();
             self.ages[index].store(age, Ordering::Relaxed);
         }
         self.looks.empty_at.store(if census.occupied { NEVER } else { came }, Ordering::Relaxed);
@@ -118,9 +118,9 @@ impl Buffer {
         self.gate().is_parked() || self.looks.found_cold.load(Ordering::Relaxed) && (0..self.slots.len()).any(cold)
     }
 
-    /// Whether the slot was found cold, and has not changed since.
+    /// Whether the slot was found cold, and has not changed since; or is worn.
     fn is_cold(&self, index: usize) -> bool {
-        self.ages[index].load(Ordering::Relaxed) == self.age_now(index) | COLD_AFTER
+        self.ages[index].load(Ordering::Relaxed) == self.age_now(index) | COLD_AFTER || self.slots[index].is_worn()
     }
 
     /// Digest of a slot; the low bits are for the count of looks.
