@@ -87,6 +87,11 @@ impl Gil {
         self.drop_request.load(Ordering::Relaxed)
     }
 
+    /// How often another thread took it than who had it last.
+    pub fn switches(&self) -> u64 {
+        lock(&self.state).switches
+    }
+
     /// Gives it up, for a while; to another, if somebody has asked.
     pub fn give_up(&self, me: &Holder) {
         let mut state = self.free_it();

@@ -559,7 +559,9 @@ fn who_gives_the_lock_up_for_a_moment_hands_it_to_who_has_asked() {
             thread::yield_now();
         }
         // As if to sleep, for no time at all, and at no safe point.
+        let before = gil.switches();
         gil.give_up(&me);
+        assert!(gil.switches() > before, "nobody has had it");
         gil.take(&me);
         assert!(served.load(Ordering::SeqCst), "it has the lock again before who had asked for it");
     });
