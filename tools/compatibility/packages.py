@@ -55,6 +55,8 @@ class Package:
     """For pytest."""
     free_threaded: tuple[str, ...]
     """More arguments there."""
+    gil: tuple[str, ...]
+    """More arguments where there is one."""
     environment: Mapping[str, str]
     sample: bool
     note: str
@@ -78,6 +80,7 @@ def packages() -> list[Package]:
                 copy=tuple(entry.get("copy", ())),
                 arguments=tuple(entry["arguments"]),
                 free_threaded=tuple(entry.get("free-threaded", ())),
+                gil=tuple(entry.get("gil", ())),
                 environment=entry.get("environment", {}),
                 sample=entry.get("sample", False),
                 note=entry.get("note", ""),

@@ -144,7 +144,7 @@ class Worker:
         command += ["-p", "refbuf_compat", "-p", "no:cacheprovider", "-q", f"--junitxml={self.report}"]
         # Of the environment, whether the tests use hypothesis or not.
         command += [f"--hypothesis-seed={seed}", *job.package.arguments]
-        command += () if job.interpreter.gil else job.package.free_threaded
+        command += job.package.gil if job.interpreter.gil else job.package.free_threaded
         with self.log.open("wb") as sink:
             self.process = subprocess.Popen(
                 command,
