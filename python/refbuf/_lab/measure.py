@@ -1,7 +1,8 @@
 """Runs every program with every scheme and number of threads, and sums up.
 
 Machines change speed while a benchmark runs. So the schemes take turns within each
-round, in an order that rotates; a result is the median over the rounds.
+round, in an order that rotates; a result is the median over the rounds, and a ratio
+that of the rounds' own ratios.
 """
 
 from collections.abc import Callable, Sequence
@@ -159,21 +160,20 @@ def _rotated(schemes: Sequence[str], by: int) -> list[str]:
 
 
 def _rows(samples: dict[Cell, list[dict[str, Any]]]) -> list[Row]:
-    throughput = {cell: median(run["pairs_per_second"] for run in taken) for cell, taken in samples.items()}
     rows = []
     for cell in sorted(samples, key=_place):
         taken = samples[cell]
-        plain = throughput[Cell(cell.workload, 1, PLAIN)]
-        alone = throughput[cell._replace(threads=1)]
+        plain = samples[Cell(cell.workload, 1, PLAIN)]
+        alone = samples[cell._replace(threads=1)]
         rows.append(
             Row(
                 workload=cell.workload,
                 scheme=cell.scheme,
                 threads=cell.threads,
                 ns_per_pair=median(run["ns_per_pair"] for run in taken),
-                speed=alone / plain,
-                throughput=throughput[cell] / plain,
-                scaling=throughput[cell] / alone,
+                speed=_ratio(alone, plain),
+                throughput=_ratio(taken, plain),
+                scaling=_ratio(taken, alone),
                 atomics_per_1000_pairs=median(run["atomics_per_1000_pairs"] for run in taken),
                 header_bytes=taken[0]["header_bytes"],
                 thread_bytes=max(run["thread_bytes"] for run in taken),
@@ -181,6 +181,13 @@ def _rows(samples: dict[Cell, list[dict[str, Any]]]) -> list[Row]:
             )
         )
     return rows
+
+
+def _ratio(taken: Sequence[dict[str, Any]], to: Sequence[dict[str, Any]]) -> float:
+    """Of throughputs. Runs of one round are neighbours in time, and the machine's speed is the same."""
+    return median(
+        run["pairs_per_second"] / other["pairs_per_second"] for run, other in zip(taken, to, strict=True)
+    )
 
 
 def _place(cell: Cell) -> tuple[int, int, int]:

@@ -23,7 +23,8 @@ def introduce(console: Console, meta: dict[str, Any]) -> None:
         f"work beside it. What threads share was made by {MAKERS[meta['made_by']]}. Speed: of one "
         "thread, against plain's. Scaling: of all threads, against one of the same scheme. plain's "
         "threads take turns.",
-        f"Medians of {meta['rounds']} rounds, {meta['seconds']:g} s a run, schemes in turn. Confounders: "
+        f"Medians of {meta['rounds']} rounds, {meta['seconds']:g} s a run, schemes in turn; ratios are "
+        "those of rounds. Confounders: "
         f"other work ({load_here}{meta['cpus']} CPUs), changing clock speed, cores that share hardware.",
         *calibration_lines(meta),
     ):

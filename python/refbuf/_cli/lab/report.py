@@ -25,8 +25,9 @@ EPILOG = """Takes about three minutes. Exit status: 0, 2 for bad usage or a miss
 130 if interrupted."""
 
 THREADS = (1, 2)
-ROUNDS = 5
-SECONDS = 0.25
+# Many and short: what disturbs a run for a second disturbs all schemes of a round.
+ROUNDS = 25
+SECONDS = 0.05
 # What is behind this line of the page, the next report leaves as it is.
 KEPT = b"<!-- From here on: not by `lab report`. -->\n"
 # Traces that are carried on by simulation, and for how many threads.
