@@ -15,9 +15,10 @@ your own machine's.
 In September 2007 python-dev discussed how to count references without a GIL, from a handful of
 measurements. Here each of the schemes is complete, on cells of the laboratory's own, and everybody can
 measure the argument. All figures are ratios in one run: medians of {rounds} rounds of {seconds:g} s, the
-schemes in turn; a ratio is the median of the rounds' own. What threads share was made by the main thread, which works if it is the only one, and
-waits for the others if not. What confounds them: two CPUs that other work shares, a changing clock, and a
-processor that does some of the counting while it waits for something else.
+schemes in turn; a ratio is the median of the rounds' own. What threads share was made by the main thread,
+which works if it is the only one, and waits for the others if not. What confounds them: two CPUs that
+other work shares, a changing clock, and a processor that does some of the counting while
+it waits for something else.
 
 | scheme | what it is |
 |---|---|
