@@ -69,12 +69,24 @@ static inline uintptr_t refbuf_thread_pointer(void)
 
 /* The slot for `object`, if there is one: a multiplicative hash, as a byte offset,
  * gives a pair of slots, and the second is looked at where the first is for
- * another object. Without a branch: which of the two it is nobody can predict. */
+ * another object. Without a branch: which of the two it is nobody can predict. By
+ * a conditional move, which compilers do not choose by themselves: the count waits
+ * for the slot's address. */
 static inline RefBuf_Slot *refbuf_slot(const RefBuf_Buffer *buffer, uintptr_t object)
 {
     uintptr_t hash = (uintptr_t)(((uint64_t)object * REFBUF_MIX) >> REFBUF_HASH_SHIFT);
     RefBuf_Slot *pair = (RefBuf_Slot *)(void *)((char *)buffer->slots + (hash & buffer->byte_mask));
-    return pair + (__atomic_load_n(&pair->object, __ATOMIC_RELAXED) != object);
+    uintptr_t first = __atomic_load_n(&pair->object, __ATOMIC_RELAXED);
+#  if defined(__x86_64__)
+    RefBuf_Slot *slot = pair;
+    __asm__("cmp %[object], %[first]\n\tcmovne %[second], %[slot]"
+            : [slot] "+r"(slot)
+            : [first] "r"(first), [object] "r"(object), [second] "r"(pair + 1)
+            : "cc");
+    return slot;
+#  else
+    return pair + (first != object);
+#  endif
 }
 
 /* This thread's buffer: one load, behind the thread pointer. A thread that has

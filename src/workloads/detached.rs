@@ -241,9 +241,12 @@ fn literals<H: Handle, const WORK: bool>(objects: &[H], work: u64, pairs: u64) -
 /// One call: its constants are referenced first at its start and last at its return.
 #[inline(never)]
 fn call<H: Handle, const WORK: bool>(objects: &[H], work: u64, depth: usize) {
-    let constants: [H; LITERALS] = std::array::from_fn(|index| {
+    let mut at = depth * LITERALS % objects.len();
+    let constants: [H; LITERALS] = std::array::from_fn(|_| {
         do_work::<WORK>(work);
-        objects[(depth * LITERALS + index) % objects.len()].take()
+        let index = at;
+        at = if at + 1 == objects.len() { 0 } else { at + 1 };
+        objects[index].take()
     });
     if depth + 1 < DEPTH {
         call::<H, WORK>(objects, work, depth + 1);

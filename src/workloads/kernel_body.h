@@ -19,9 +19,10 @@ static uint64_t VARIANT(shared)(RefBuf_Task *task, uint64_t pairs)
 static __attribute__((noinline)) uint64_t VARIANT(call)(RefBuf_Task *task, size_t depth)
 {
     PyObject *literals[REFBUF_CALL_LITERALS];
-    size_t first = depth * REFBUF_CALL_LITERALS;
+    size_t at = depth * REFBUF_CALL_LITERALS % task->count;
     for (size_t i = 0; i < REFBUF_CALL_LITERALS; i++) {
-        literals[i] = task->objects[(first + i) % task->count];
+        literals[i] = task->objects[at];
+        at = at + 1 == task->count ? 0 : at + 1;
         INC(literals[i]);
         USE(literals[i]);
         WORK(task);

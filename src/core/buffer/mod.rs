@@ -270,9 +270,36 @@ impl Buffer {
         // as the buffer.
         unsafe {
             let first = self.head.slots.byte_add(self.pair_offset(object));
-            &*first.add(usize::from((*first).object() != object))
+            &*first.byte_add(zero_if_same((*first).object(), object, size_of::<Slot>()))
         }
     }
+}
+
+/// 0 where `found` is `object`, else `distance`: by a conditional move, as in the C header.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+fn zero_if_same(found: Address, object: Address, distance: usize) -> usize {
+    let mut chosen = 0_usize;
+    // SAFETY: compares and moves registers, nothing else.
+    unsafe {
+        std::arch::asm!(
+            "cmp {found}, {object}",
+            "cmovne {chosen}, {distance}",
+            found = in(reg) found,
+            object = in(reg) object,
+            distance = in(reg) distance,
+            chosen = inout(reg) chosen,
+            options(pure, nomem, nostack),
+        );
+    }
+    chosen
+}
+
+/// 0 where `found` is `object`, else `distance`.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+#[inline(always)]
+fn zero_if_same(found: Address, object: Address, distance: usize) -> usize {
+    usize::from(found != object) * distance
 }
 
 /// Where the C header expects things. The core does not know the header:
