@@ -150,6 +150,20 @@ def test_the_header_may_be_forced_upon_a_source(python: Path, tmp_path: Path) ->
     use(python, target, shim=True)
 
 
+def test_meson_takes_the_directory_from_the_compilers_name(python: Path, tmp_path: Path) -> None:
+    """What CFLAGS says, Meson puts behind Python's own directory."""
+    source = tmp_path / "stock"
+    shutil.copytree(HERE / "meson-python", source, ignore=shutil.ignore_patterns("build"))
+    recipe = source / "meson.build"
+    kept = [line for line in recipe.read_text().splitlines() if "shim" not in line]
+    assert len(kept) == len(recipe.read_text().splitlines()) - 2
+    recipe.write_text("\n".join(kept) + "\n")
+    compiler = os.environ.get("CC", "cc")
+    target = build(python, source, tmp_path, CC=f"{compiler} -I{refbuf.get_shimdir()}")
+    assert b"refbuf._C_API" in module_of(target)
+    use(python, target, shim=True)
+
+
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="pkg-config is not installed")
 @pytest.mark.parametrize(("name", "directory"), [("refbuf", ""), ("refbuf-shim", "shim")])
 def test_pkg_config_finds_the_headers(name: str, directory: str) -> None:
