@@ -10,6 +10,7 @@
 PYTHON ?= python3
 CARGO ?= cargo
 BENCH_ARGS ?=
+COMPAT_ARGS ?= --rounds 3 --write
 PYTEST_ARGS ?=
 # Runs of the suite in `make stress`.
 N ?= 20
@@ -241,7 +242,7 @@ test-c-gil: setup-gil
 	$(call pytest,$(GIL)) tests/c
 
 .PHONY: compat test-compat
-compat: setup ## Packages from PyPI, built stock and with the shim, and their own tests (COMPAT_ARGS="--rounds 5 --write")
+compat: setup ## Packages from PyPI, built stock and with the shim, and their own tests, into docs/COMPAT.md (COMPAT_ARGS= for a look)
 	@$(say) "packages from PyPI, stock and with the shim"
 	$(PYTHON) tools/compat.py $(GIL)/bin/python $(FT)/bin/python $(COMPAT_ARGS)
 

@@ -60,7 +60,7 @@ static inline uintptr_t refbuf_thread_pointer(void)
     uintptr_t pointer;
 #  if defined(__x86_64__)
     /* By the ABI, the first word of the TLS block is its own address. */
-    __asm__("mov %%fs:0, %0" : "=r"(pointer));
+    __asm__("mov {%%fs:0, %0|%0, fs:[0]}" : "=r"(pointer));
 #  else
     __asm__("mrs %0, tpidr_el0" : "=r"(pointer));
 #  endif
@@ -79,7 +79,8 @@ static inline RefBuf_Slot *refbuf_slot(const RefBuf_Buffer *buffer, uintptr_t ob
     uintptr_t first = __atomic_load_n(&pair->object, __ATOMIC_RELAXED);
 #  if defined(__x86_64__)
     RefBuf_Slot *slot = pair;
-    __asm__("cmp %[object], %[first]\n\tcmovne %[second], %[slot]"
+    __asm__("cmp {%[object], %[first]|%[first], %[object]}\n\t"
+            "cmovne {%[second], %[slot]|%[slot], %[second]}"
             : [slot] "+r"(slot)
             : [first] "r"(first), [object] "r"(object), [second] "r"(pair + 1)
             : "cc");
@@ -160,7 +161,7 @@ static inline int refbuf_skips(RefBuf_Buffer *buffer)
 {
 #  if defined(__x86_64__) && defined(__GCC_ASM_FLAG_OUTPUTS__)
     int aside;
-    __asm__ __volatile__("subq $1, %0" : "+m"(buffer->skip), "=@ccns"(aside));
+    __asm__ __volatile__("sub{q $1, %0| %0, 1}" : "+m"(buffer->skip), "=@ccns"(aside));
     return aside;
 #  else
     int64_t left = __atomic_load_n(&buffer->skip, __ATOMIC_RELAXED) - 1;

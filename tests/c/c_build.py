@@ -133,6 +133,12 @@ class ShimModule:
     way: str
     flags: tuple[str, ...] = ()
 
+    @property
+    def knows_refbuf(self) -> bool:
+        """On builds with a GIL, only code that may run on either kind does."""
+        either = any("ABI3T" in flag for flag in self.flags)
+        return self.way != "stock" and (either or bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
+
     def build(self, folder: Path) -> Path:
         main = "shim_torture.cpp" if self.compiler.is_cpp else "shim_torture.c"
         second = self.compiler if not self.compiler.is_cpp else C
@@ -153,6 +159,13 @@ _LIMITED_MODULES = (
     ShimModule("stock_limited", Compiler("gcc", "gnu17"), "stock", (_LIMITED,)),
     ShimModule("shim_limited", Compiler("gcc", "gnu17"), "directory", (_LIMITED,)),
     ShimModule("shim_older", Compiler("g++", "c++11"), "forced", ("-DPy_LIMITED_API=0x030b0000",)),
+    # 3.15's stable ABI for both builds, by headers that do not know it: fields are opaque.
+    ShimModule(
+        "shim_abi3t",
+        Compiler("gcc", "gnu17"),
+        "directory",
+        ("-DPy_LIMITED_API=0x030b0000", "-DPy_TARGET_ABI3T=0x030b0000"),
+    ),
 )
 
 #: gcc sees NULL dereferenced in Py_SETREF, CPython's and ours, on ways that are never gone.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -69,6 +71,31 @@ def test_header_keeps_quiet_for_stricter_users(
 ) -> None:
     result = compile_object(compiler, HERE / "every_name.c", tmp_path / "every.o", "-O2", *warnings)
     assert result.returncode == 0, result.stderr
+
+
+TABLE = """
+#include "refbuf_table.h"
+uintptr_t pointer(void) { return refbuf_thread_pointer(); }
+int skips(RefBuf_Buffer *buffer) { return refbuf_skips(buffer); }
+int spend(RefBuf_Buffer *buffer, uintptr_t object) { return refbuf_spend(buffer, object); }
+int refund(RefBuf_Buffer *buffer, uintptr_t object) { return refbuf_refund(buffer, object); }
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="has one dialect of assembler")
+def test_the_table_is_the_same_code_in_both_dialects_of_assembler(tmp_path: Path) -> None:
+    assert C is not None
+    source = tmp_path / "table.c"
+    source.write_text(TABLE)
+    made = []
+    for dialect in ("att", "intel"):
+        unit, code = tmp_path / f"{dialect}.o", tmp_path / f"{dialect}.bin"
+        flags = ("-O2", "-Wno-missing-prototypes", f"-masm={dialect}")
+        result = compile_object(Compiler("gcc", "gnu17"), source, unit, *flags)
+        assert result.returncode == 0, result.stderr
+        subprocess.run(["objcopy", "-O", "binary", "-j", ".text", str(unit), str(code)], check=True)
+        made.append(code.read_bytes())
+    assert made[0] and made[0] == made[1]
 
 
 @pytest.mark.skipif(FREE_THREADED, reason="the free-threaded build's limited API is not the stable one")

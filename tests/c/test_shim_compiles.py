@@ -17,6 +17,7 @@ import pytest
 from c_build import (
     COMPILERS,
     HERE,
+    NEVER_GONE,
     SHIM_WAYS,
     WARNINGS,
     Compiler,
@@ -46,6 +47,8 @@ DIALECTS = installed(
     for standard in standards
 )
 
+SYSTEM_HEADER = "#  pragma GCC system_header\n"
+
 #: Each dialect in one way in, one way after the other; the ways do not depend on the dialect.
 DIALECTS_AND_WAYS = list(zip(DIALECTS, itertools.cycle(SHIMMED_WAYS), strict=False))
 
@@ -66,6 +69,23 @@ def test_each_dialect_compiles_without_a_warning(compiler: Compiler, way: str, t
     source = HERE / ("shim_torture.cpp" if compiler.is_cpp else "shim_torture.c")
     flags = ("-fsyntax-only", "-pedantic", *shim_flags(way))
     result = compile_object(compiler, source, tmp_path / "none.o", *flags, include=HERE)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("compiler", COMPILERS, ids=str)
+@pytest.mark.parametrize("way", ["directory", "forced"])
+def test_the_shim_itself_gives_no_warning(compiler: Compiler, way: str, tmp_path: Path) -> None:
+    """Users are kept from it, as from any system header; here it is none."""
+    include = shutil.copytree(refbuf_include(), tmp_path / "include")
+    headers = [include / "refbuf_shim.h", include / "shim" / "Python.h"]
+    for header in headers:
+        text = header.read_text()
+        assert text.count(SYSTEM_HEADER) == 1
+        header.write_text(text.replace(SYSTEM_HEADER, ""))
+    found = (f"-I{include / 'shim'}",) if way == "directory" else ("-include", str(headers[0]))
+    source = HERE / ("shim_torture.cpp" if compiler.is_cpp else "shim_torture.c")
+    flags = ("-O2", *NEVER_GONE, *found) if compiler.command.startswith("g") else ("-O2", *found)
+    result = compile_object(compiler, source, tmp_path / "some.o", *flags, include=HERE)
     assert result.returncode == 0, result.stderr
 
 

@@ -304,4 +304,4 @@ def test_one_cell_that_ends_late_is_not_said_never_to_end(monkeypatch, found, su
 def meta():
     matrix = Matrix(tuple(SCHEMES), tuple(PROGRAMS), (1, 2), 1, 0.1)
     about = {"command": "lab report", "date": "today", "cpu": "a CPU", "cpus": 2, "version": "0"}
-    return matrix._asdict() | about | {"calibrations": results().calibrations}
+    return matrix._asdict() | about | {"elapsed": 1.0, "calibrations": results().calibrations}

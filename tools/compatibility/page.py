@@ -27,8 +27,8 @@ Packages that nobody here wrote, built twice from their source distributions wit
 stock, and with the shim's directory on the compiler's command line. Then their own tests, both ways.
 
 ```console
-$ make compat    # builds, tests, compares: a round
-$ {command}    # writes this page
+$ make compat    # builds, tests, compares, and writes this page: a quarter of an hour
+$ {command}    # what it ran
 ```
 
 {machine}

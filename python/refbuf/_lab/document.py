@@ -9,8 +9,8 @@ from .report import calibration_lines, delays
 
 HEAD = """# The laboratory
 
-Written by `{command}`, on {date}: {cpu}, {cpus} CPUs, refbuf {version}. Run it again to have
-your own machine's.
+Written by `{command}`, on {date}, in {elapsed:.0f} s: {cpu}, {cpus} CPUs, refbuf {version}.
+Run it again to have your own machine's.
 
 In September 2007 python-dev discussed how to count references without a GIL, from a handful of
 measurements. Here each of the schemes is complete, on cells of the laboratory's own, and everybody can
@@ -52,8 +52,8 @@ WORK = """
 
 "12 % slower" means something only if one knows how much of the time was counting before. So beside each
 pair stands other work, so much that counting, measured without it, would be {share:.0%} of the time of
-one thread under `plain`. A processor does some of both at once; what is left of counting then is the last
-number of each line.
+one thread under `plain`. Where a program's own work is more than that already, nothing is added. A processor
+does some of both at once; what is left of counting then is the last number of each line.
 
 """
 
@@ -154,10 +154,18 @@ def _simulation(simulation: dict[str, Any]) -> str:
         f"![simulated curves](lab-{workload}.png)\n\n"
     )
     text += _table(("scheme", *map(str, threads)), lines, len(threads))
+    if not simulation["undisturbed"]:
+        text += (
+            "\nOther work had the CPUs while costs were measured that take two threads: these curves cannot "
+            "be trusted.\n"
+        )
     if simulation["checks"]:
-        text += "\nWhere real threads can be measured here:\n\n"
+        text += (
+            "\nWhere real threads can be measured here; a measurement is the median of the runs that had "
+            "their CPUs, of all if none had:\n\n"
+        )
         text += _table(
-            ("scheme", "threads", "estimated ns a pair", "measured", "error"),
+            ("scheme", "threads", "estimated ns a pair", "measured", "error", "such runs"),
             [
                 (
                     check.scheme,
@@ -165,9 +173,10 @@ def _simulation(simulation: dict[str, Any]) -> str:
                     f"{check.estimated_ns_per_pair:.1f}",
                     f"{check.measured_ns_per_pair:.1f}",
                     f"{check.error:+.0%}",
+                    str(check.undisturbed),
                 )
                 for check in simulation["checks"]
             ],
-            4,
+            5,
         )
     return text

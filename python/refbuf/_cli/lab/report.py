@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,12 +47,14 @@ def main(arguments: Sequence[str]) -> int:
         check_writable(COMMAND, path)
     check_installed(COMMAND, paths["lab.png"])
 
+    started = time.monotonic()
     matrix = Matrix(tuple(SCHEMES), tuple(PROGRAMS), THREADS, options.rounds, options.seconds)
     foreign = matrix._replace(workloads=("calls",), shared=1.0, made_by="waiter")
     meta = run.describe(matrix, shlex.join(["python", "-m", "refbuf", *COMMAND.split(), *arguments]))
     figures = Figures(run.run(COMMAND, matrix), run.run(COMMAND, foreign))
     meta["calibrations"] = figures.usual.calibrations
     simulations = [_simulate(workload) for workload in TRACED]
+    meta["elapsed"] = time.monotonic() - started
     found = claims(figures)
     _tell(found)
 
