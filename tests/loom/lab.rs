@@ -9,11 +9,14 @@ use refbuf::lab::cell::At;
 use refbuf::lab::scheme::{Common, Mutator, Options, Roots, Scheme, Tally};
 use refbuf::lab::schemes::{atomic::Atomic, biased::Biased, deltas::Deltas, thread_count::ThreadCount};
 
-fn options() -> Options {
+/// More cells than any model makes: the end collects.
+const NEVER: u64 = 1_000;
+
+fn options(collect_every: u64) -> Options {
     Options {
         switch_interval: Duration::ZERO,
         deltas: 1,
-        collect_every: 1_000,
+        collect_every,
         slots: 1,
         heartbeat: Duration::from_millis(10),
     }
@@ -44,8 +47,12 @@ struct Shared<S: Scheme> {
 
 impl<S: Scheme> Shared<S> {
     fn new() -> Arc<Shared<S>> {
+        Shared::collecting(NEVER)
+    }
+
+    fn collecting(collect_every: u64) -> Arc<Shared<S>> {
         let tally: [Arc<Tally>; 3] = Default::default();
-        let scheme = S::new(&options(), Common::new(tally[2].clone(), None));
+        let scheme = S::new(&options(collect_every), Common::new(tally[2].clone(), None));
         let memory = Arc::new(Memory(Mutex::new(Vec::new())));
         scheme.watch(memory.clone());
         Arc::new(Shared { scheme, memory, tally })
@@ -159,6 +166,38 @@ fn owner_or_copier_frees<S: Scheme>() {
     });
 }
 
+/// The owner stops the world for a collection, which finds a cell that two threads refer to, while
+/// the other one promotes it, drops its reference, and may want to collect as well.
+fn a_collection_meets_who_counts() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(3);
+    builder.check(|| {
+        let shared = Shared::<Deltas>::collecting(1);
+        let mut own = shared.start(0);
+        let cell = own.make(0);
+        own.common().stack.push(cell);
+        shared.share(&mut own, cell);
+        let other = thread::spawn({
+            let shared = shared.clone();
+            move || {
+                let mut own = shared.start(1);
+                shared.take_and_drop(&mut own);
+                own.safe_point();
+            }
+        });
+        own.safe_point();
+        assert_eq!(shared.freed(), 0, "the stack refers to it");
+        own.common().stack.pop();
+        // SAFETY: the stack's reference.
+        unsafe { own.decrement(cell) };
+        own.safe_point();
+        drop(own);
+        other.join().unwrap();
+        shared.scheme.rest();
+        assert_eq!(shared.freed(), 1);
+    });
+}
+
 #[test]
 fn atomic_frees_once() {
     owner_or_copier_frees::<Atomic>();
@@ -184,4 +223,9 @@ fn biased_frees_once() {
 fn deltas_free_once() {
     last_of_two_frees::<Deltas>();
     last_of_two_from_memory_frees::<Deltas>();
+}
+
+#[test]
+fn deltas_collect_while_others_count() {
+    a_collection_meets_who_counts();
 }
