@@ -3,6 +3,7 @@
 Each extension has buffers of its own, so only this one's are asked here.
 """
 
+import ctypes
 import gc
 import os
 import subprocess
@@ -110,6 +111,61 @@ def test_one_object_enrolled_from_many_threads_at_once(reserve):
     pool.flush_all()
     assert wait_until(lambda: sys.getrefcount(thing) == before)
     assert log == []
+
+
+@pytest.fixture(scope="module")
+def other():
+    """refbuf's own module, by its functions for C: it knows nothing of this extension's accounts."""
+    native = pytest.importorskip("refbuf._refbuf")
+    attached, detached = ctypes.PyDLL(native.__file__), ctypes.CDLL(native.__file__)
+    attached.RefBuf_Enroll.argtypes = [ctypes.py_object]
+    attached.RefBuf_Enroll.restype = ctypes.c_void_p
+    for function in (detached.RefBuf_AccountIncRef, detached.RefBuf_AccountDecRef):
+        function.argtypes, function.restype = [ctypes.c_void_p], None
+    return attached.RefBuf_Enroll, detached.RefBuf_AccountIncRef, detached.RefBuf_AccountDecRef
+
+
+@pytest.mark.parametrize("last", ["ours", "the other's", "Python's"])
+def test_an_object_may_have_accounts_of_two_modules(last, other, reserve):
+    enroll, take, drop = other
+    log = []
+    thing = Thing(log, "shared")
+    before = sys.getrefcount(thing)
+    account, holder = enroll(thing), pool.Holder(thing)
+
+    def count():
+        for _ in range(500):
+            take(account)
+            drop(account)
+
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert holder.hand_around(2, 500) == 1_000
+    for thread in threads:
+        thread.join()
+
+    if last == "Python's":
+        drop(account)
+        del holder
+        # Both have given back what they had, and no more.
+        assert wait_until(lambda: sys.getrefcount(thing) == before)
+        assert log == []
+        del thing
+    elif last == "ours":
+        del thing
+        drop(account)
+        time.sleep(0.1)
+        assert log == [] and holder.item.name == "shared"
+        del holder
+    else:
+        del thing, holder
+        time.sleep(0.1)
+        assert log == []
+        drop(account)
+    assert wait_until(lambda: log)
+    time.sleep(0.05)
+    assert log == ["shared"]
 
 
 def test_a_field_may_be_read_and_set(reserve):
