@@ -207,7 +207,7 @@ def test_the_report_writes_a_page_and_its_pictures(lab, tmp_path):
     (tmp_path / "LAB.md").write_text(f"The one before.\n{kept}")
     out, _ = lab("report", "--out", ".", *SHORT, timeout=120)
     page = (tmp_path / "LAB.md").read_text()
-    assert page.endswith(kept) and "The one before" not in page
+    assert page.endswith("\n\n" + kept) and "The one before" not in page
     for name in ("lab.png", "lab-literals.png", "lab-zipf.png"):
         assert f"]({name})" in page
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

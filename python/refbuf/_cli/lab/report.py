@@ -76,7 +76,7 @@ def _kept(path: str) -> bytes:
     except FileNotFoundError:
         return b""
     place = content.find(KEPT)
-    return content[place:] if place >= 0 else b""
+    return b"\n" + content[place:] if place >= 0 else b""
 
 
 def _simulate(workload: str) -> dict[str, Any]:
