@@ -108,7 +108,7 @@ static inline int refbuf_shim_requires(void)
 
 /* Once in a life: kept out of whatever calls it, and out of what never does. */
 #if defined(__GNUC__)
-#  define REFBUF_SHIM_COLD __attribute__((noinline, cold, unused)) static
+#  define REFBUF_SHIM_COLD __attribute__((noinline, cold)) static inline
 #else
 #  define REFBUF_SHIM_COLD static inline
 #endif

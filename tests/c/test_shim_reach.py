@@ -486,4 +486,4 @@ exact(*(sys.modules[name] for name in names))
 print(has_refbuf())
 """
     code = (BLOCKED if blocked else "") + EXACT + code
-    assert_prints(run_shimmed(code, shim_folder), str(FREE_THREADED and not blocked))
+    assert_prints(run_shimmed(code, shim_folder), str(bool(KNOWING) and not blocked))

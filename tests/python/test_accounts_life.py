@@ -1,6 +1,8 @@
 """R4 for references without the interpreter: across fork on both sides, and to the
 end of the process."""
 
+import sys
+
 import pytest
 
 SETTING = """
@@ -177,6 +179,168 @@ def test_fork_by_c_code_that_knows_nothing_of_python(run_with_accounts):
         everything_is_given_up()
         """
     )
+
+
+def test_references_held_at_the_fork_are_there_on_both_sides(run_with_accounts):
+    run_with_accounts(
+        """
+        def held_is_exact():
+            assert counts(objects, refbuf.refcount) == [count + 8 for count in before]
+            for account in accounts:
+                accountext.decref(account, 7)
+            works_and_is_exact()
+            everything_is_given_up()
+
+        worker = Worker()
+        for account in accounts:
+            worker.do(accountext.incref, account, 7)
+        child = in_child(held_is_exact)
+        assert_child_succeeds(child)
+        held_is_exact()
+        """
+    )
+
+
+def test_children_of_children(run_with_accounts):
+    run_with_accounts(
+        """
+        def generation(depth):
+            worker = Worker()
+            worker.do(accountext.churn, accounts, 1_000, depth)
+            if depth < 4:
+                assert_child_succeeds(in_child(lambda: generation(depth + 1)))
+            works_and_is_exact()
+            everything_is_given_up()
+
+        generation(0)
+        """
+    )
+
+
+def test_threads_that_fork_at_once(run_with_accounts):
+    run_with_accounts(
+        """
+        def child():
+            in_threads(2, lambda number: accountext.churn(accounts, 500, number))
+            refbuf.flush_all()
+            assert refbuf.stats().credits == 0
+
+        def fork(number):
+            for turn in range(10):
+                accountext.churn(accounts, 1_000, turn)
+                assert_child_succeeds(in_child(child))
+
+        in_threads(4, fork)
+        works_and_is_exact()
+        everything_is_given_up()
+        """,
+        timeout=100,
+    )
+
+
+def test_a_child_that_gets_no_membarrier_counts_as_well(run_with_accounts):
+    run_with_accounts(
+        """
+        def child():
+            assert refbuf._refbuf.build_info()["barrier"] == "fences"
+            works_and_is_exact()
+            everything_is_given_up()
+
+        def in_a_thread_with_a_buffer(_number):
+            accountext.churn(accounts, 1_000, 2)
+            # Read when the child chooses.
+            os.environ["REFBUF_MEMBARRIER"] = "0"
+            assert_child_succeeds(in_child(child))
+
+        in_threads(1, in_a_thread_with_a_buffer)
+        works_and_is_exact()
+        everything_is_given_up()
+        """
+    )
+
+
+def test_a_child_that_exits_as_programs_do_finalizes_and_is_silent(run_with_accounts):
+    (said,) = run_with_accounts(
+        """
+        worker = Worker()
+        worker.do(accountext.churn, accounts, 1_000, 1)
+        child = os.fork()
+        if child == 0:
+            works_and_is_exact()
+            account = accountext.enroll(thing := Saying("gone in the child"))
+            del thing
+            Worker().do(accountext.decref, account)
+            sys.exit(3)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 3
+        works_and_is_exact()
+        everything_is_given_up()
+        """
+    )
+    assert said == "gone in the child\n"
+
+
+def test_subprocesses_may_be_started_while_threads_count(run_with_accounts):
+    run_with_accounts(
+        """
+        import subprocess
+        def count(number):
+            for turn in range(10):
+                accountext.churn(accounts, 1_000, turn)
+                subprocess.run(["/bin/true"], check=True)
+                # With preexec_fn it is fork, not vfork.
+                subprocess.run(["/bin/true"], check=True, preexec_fn=bool)
+
+        in_threads(3, count)
+        works_and_is_exact()
+        everything_is_given_up()
+        """
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(run_process, tmp_path, method):
+    script = tmp_path / "program.py"
+    script.write_text(SETTING_OF_WORKERS)
+    assert run_process([sys.executable, script, method]) == "all is well\n"
+
+
+SETTING_OF_WORKERS = """
+import multiprocessing
+import sys
+
+import refbuf
+import accountext
+from support import Plain, Worker, counts, in_threads, wait_until
+
+
+def work(number):
+    objects = [Plain() for _ in range(50)]
+    before = counts(objects)
+    accounts = tuple(accountext.enroll(thing) for thing in objects)
+    in_threads(2, lambda seed: accountext.churn(accounts, 2_000, number + seed))
+    assert counts(objects, refbuf.refcount) == [count + 1 for count in before]
+    for account in accounts:
+        accountext.decref(account)
+    assert wait_until(lambda: counts(objects) == before)
+    return number
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with Worker() as worker:
+        worker.do(work, 0)
+        process = context.Process(target=work, args=(1,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        with context.Pool(2) as pool:
+            assert pool.map(work, range(6)) == list(range(6))
+            pool.close()
+            pool.join()
+        work(0)
+    print("all is well")
+"""
 
 
 def test_a_finalizer_in_the_settler_may_fork(run_with_accounts):
