@@ -261,11 +261,11 @@ def test_subprocesses_may_be_started_while_threads_count(run_with_accounts):
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(run_process, tmp_path, method):
     script = tmp_path / "program.py"
-    script.write_text(SETTING_OF_WORKERS)
+    script.write_text(PROGRAM)
     assert run_process([sys.executable, script, method]) == "all is well\n"
 
 
-SETTING_OF_WORKERS = """
+PROGRAM = """
 import multiprocessing
 import sys
 

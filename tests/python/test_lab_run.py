@@ -301,6 +301,23 @@ def test_one_cell_that_ends_late_is_not_said_never_to_end(monkeypatch, found, su
     assert delays(summed) == words
 
 
+def test_a_ratio_is_that_of_the_rounds_own():
+    """A round in which the machine was slow counts as any other."""
+
+    def runs(*speeds):
+        usual = {"atomics_per_1000_pairs": 0, "header_bytes": 8, "thread_bytes": 0, "most_cells": 1}
+        return [usual | {"pairs_per_second": speed, "ns_per_pair": 1 / speed} for speed in speeds]
+
+    samples = {
+        measure.Cell("calls", 1, "plain"): runs(1, 2, 9),
+        measure.Cell("calls", 1, "atomic"): runs(2, 4, 3),
+        measure.Cell("calls", 2, "atomic"): runs(8, 4, 1),
+    }
+    _, alone, both = measure._rows(samples)
+    # The ratios of medians would be 1.5, 2 and 1.3.
+    assert (alone.speed, both.throughput, both.scaling) == (2, 2, 1)
+
+
 def meta():
     matrix = Matrix(tuple(SCHEMES), tuple(PROGRAMS), (1, 2), 1, 0.1)
     about = {"command": "lab report", "date": "today", "cpu": "a CPU", "cpus": 2, "version": "0"}
