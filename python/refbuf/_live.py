@@ -38,9 +38,13 @@ class ImageReport(NamedTuple):
 
 
 class InstallReport(NamedTuple):
-    """What `install` did: one `ImageReport` for the interpreter and for each extension."""
+    """What `install` did: one `ImageReport` for the interpreter and for each extension.
+
+    lulls: whether the sites become again what they were while one thread at a time runs.
+    """
 
     images: tuple[ImageReport, ...]
+    lulls: bool
 
     @property
     def sites(self) -> int:
@@ -55,7 +59,7 @@ class InstallReport(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """For json."""
         images = [image._asdict() for image in self.images]
-        return {"images": images, "sites": self.sites, "seconds": self.seconds}
+        return {"images": images, "lulls": self.lulls, "sites": self.sites, "seconds": self.seconds}
 
     def __repr__(self) -> str:
         left = sum(len(image.left_alone) for image in self.images)
@@ -63,6 +67,14 @@ class InstallReport(NamedTuple):
             f"<InstallReport: {self.sites} sites in {len(self.images)} files, {left} left alone, "
             f"{self.seconds * 1000:.0f} ms>"
         )
+
+
+def lulls_wanted() -> bool | None:
+    """What the environment says of lulls: REFBUF_LULLS is 1 or 0; None if it says nothing."""
+    value = os.environ.get("REFBUF_LULLS", "")
+    if value not in ("", "0", "1"):
+        raise UnsupportedError(f"REFBUF_LULLS must be 1, 0 or empty, not {value!r}")
+    return bool(int(value)) if value else None
 
 
 def _image_report(found: dict[str, Any]) -> ImageReport:
@@ -122,10 +134,15 @@ def _warn(what: str) -> None:
 _create_and_patch: Callable[..., Any] = _refbuf.live_creator(sys.audit, _load_and_patch, _create_dynamic)
 
 
-def install(extensions: bool = True, perf_map: bool = False) -> InstallReport:
+def install(
+    extensions: bool = True, perf_map: bool = False, lulls: bool | None = None
+) -> InstallReport:
     """Has the interpreter count through the buffers, and its extension modules as well.
 
     extensions: also those that are loaded, and those that will be.
+    lulls: whether the sites become again what they were while one thread at a time runs, and
+        jumps as soon as others run; if None, as the environment variable REFBUF_LULLS says, 1 or
+        0, and without it where the processor's atomic operations cost less than a jump and back.
     perf_map: perf and gdb can name the trampolines: they are listed in /tmp/perf-PID.map, in
         which other generated code of the process may be as well, though not in that of a forked
         child; gdb is told through its interface for generated code.
@@ -137,13 +154,16 @@ def install(extensions: bool = True, perf_map: bool = False) -> InstallReport:
     global _report, _named
     if _report is not None and installed():
         return _report
-    found = _refbuf.live_install(list(loaded_extensions()) if extensions else [])
+    if lulls is None:
+        lulls = lulls_wanted()
+    found = _refbuf.live_install(list(loaded_extensions()) if extensions else [], lulls)
     if extensions:
         _imp.create_dynamic = _create_and_patch
     if perf_map:
         _named = set()
         _name_trampolines()
-    _report = InstallReport(tuple(_image_report(image) for image in found))
+    images = tuple(_image_report(image) for image in found)
+    _report = InstallReport(images, _refbuf.live_lulls() is not None)
     return _report
 
 

@@ -4,15 +4,19 @@
 //!
 //! Patches are kept once they are made, applied or not: installing again finds them, and
 //! a trampoline stays where it is as long as anybody may know its address.
+//!
+//! What counts through the buffers may rest in lulls ([`super::lulls`]): then it is installed, and its sites
+//! are as they were. The settler sees to that.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::{Mutex, OnceLock, TryLockError};
+use std::time::{Duration, Instant};
 
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
@@ -20,9 +24,10 @@ use pyo3::prelude::*;
 use super::gdb;
 use super::image::{self, Image};
 use super::interpreter::{context, entry, increment, quietly, refuse_others, to_buffer, to_record};
+use super::lulls::{self, Lulls, Step};
 use super::memory;
 use super::patch::Patch;
-use super::plan::{self, Form, Plan};
+use super::plan::{self, Form, Hook, Plan};
 use super::recorder;
 use super::selftest::{self, Extent};
 use super::trampoline::{Purpose, Shape};
@@ -38,12 +43,36 @@ struct Known {
     /// Of the image.
     start: usize,
     purpose: Purpose,
+    hook: Hook,
     patch: Patch,
     report: ImageReport,
-    applied: bool,
+    state: State,
+}
+
+/// How the sites of an image are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// As they were: nothing is installed.
+    Left,
+    /// As they were, in a lull.
+    Resting,
+    /// Jumps.
+    Applied,
+}
+
+impl Known {
+    fn is(&self, start: usize, purpose: Purpose, hook: Hook) -> bool {
+        self.start == start && self.purpose == purpose && self.hook == hook
+    }
+
+    fn is_installed(&self) -> bool {
+        self.state != State::Left
+    }
 }
 
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+/// What is watched while there are lulls. Locked after `KNOWN`.
+static LULLS: Mutex<Option<Lulls>> = Mutex::new(None);
 
 /// What was done to an image, for people.
 #[derive(Clone, Debug)]
@@ -60,28 +89,30 @@ pub(crate) struct ImageReport {
 }
 
 /// What the interpreter is patched for.
-fn applied(known: &[Known]) -> Option<Purpose> {
-    known.iter().find(|known| known.applied).map(|known| known.purpose)
+fn installed(known: &[Known]) -> Option<Purpose> {
+    known.iter().find(|known| known.is_installed()).map(|known| known.purpose)
 }
 
 /// Whether the interpreter counts through the buffers.
 pub(crate) fn is_installed() -> bool {
-    applied(&lock(&KNOWN)) == Some(to_buffer())
+    installed(&lock(&KNOWN)) == Some(to_buffer())
 }
 
 /// An image, and what is to be done to it.
 struct Planned {
     image: Image,
+    hook: Hook,
     plan: Plan,
     seconds: f64,
 }
 
-fn planned(image: Image) -> Result<Planned, String> {
+fn planned(image: Image, hook: Hook) -> Result<Planned, String> {
     let began = Instant::now();
     // SAFETY: only this module changes code, under its lock, and what it has patched it
-    // does not plan again.
-    let plan = unsafe { plan::plan(&image, entry()) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
-    Ok(Planned { image, plan, seconds: began.elapsed().as_secs_f64() })
+    // does not plan again, nor while that is applied.
+    let plan =
+        unsafe { plan::plan(&image, entry(), hook) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
+    Ok(Planned { image, hook, plan, seconds: began.elapsed().as_secs_f64() })
 }
 
 fn try_out(planned: &[Planned], purpose: Purpose, extent: Extent) -> Result<usize, String> {
@@ -93,7 +124,7 @@ fn try_out(planned: &[Planned], purpose: Purpose, extent: Extent) -> Result<usiz
 fn prepared(planned: &Planned, purpose: Purpose) -> Result<Known, String> {
     let context = context(purpose);
     let began = Instant::now();
-    let Planned { image, plan, seconds } = planned;
+    let Planned { image, hook, plan, seconds } = planned;
     // SAFETY: extension modules and the interpreter are never unloaded.
     let patch =
         unsafe { Patch::prepare(image, plan, &context) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
@@ -110,7 +141,7 @@ fn prepared(planned: &Planned, purpose: Purpose) -> Result<Known, String> {
         pushes: plan.sites.iter().map(|site| Shape::of(site, &context).pushes()).sum(),
         seconds: seconds + began.elapsed().as_secs_f64(),
     };
-    Ok(Known { start, purpose, patch, report, applied: false })
+    Ok(Known { start, purpose, hook: *hook, patch, report, state: State::Left })
 }
 
 /// Images that are the interpreter's, or among `extensions`, without our own.
@@ -121,14 +152,19 @@ fn chosen(extensions: &[PathBuf]) -> Vec<Image> {
 }
 
 /// Patches the interpreter and those of `extensions` that are loaded, to count through the
-/// buffers; all or nothing.
+/// buffers; all or nothing. `with_lulls`: whether there are lulls; if nobody says, where the
+/// processor makes them worth it.
 ///
 /// # Errors
 ///
 /// One sentence.
-pub(crate) fn install(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
+pub(crate) fn install(
+    py: Python<'_>,
+    extensions: &[PathBuf],
+    with_lulls: Option<bool>,
+) -> Result<Vec<ImageReport>, String> {
     // A settler that is at work has a thread state: it is asked to end first.
-    quietly(py, || install_quietly(py, to_buffer(), extensions))
+    quietly(py, || install_quietly(py, to_buffer(), extensions, hook(with_lulls)))
 }
 
 /// The same, to record up to `room` counts of each thread, from now on.
@@ -138,7 +174,7 @@ pub(crate) fn install(py: Python<'_>, extensions: &[PathBuf]) -> Result<Vec<Imag
 /// As for `install`.
 pub(crate) fn record(py: Python<'_>, extensions: &[PathBuf], room: usize) -> Result<Vec<ImageReport>, String> {
     quietly(py, || {
-        let reports = install_quietly(py, to_record(), extensions)?;
+        let reports = install_quietly(py, to_record(), extensions, Hook::Entry)?;
         if !recorder::open(room) {
             return Err("a process is recorded once".into());
         }
@@ -156,18 +192,42 @@ pub(crate) fn recorded(py: Python<'_>, about: BTreeMap<String, String>) -> Resul
     Ok((py.detach(|| recorder::write(&about))?, recorder::unseen()))
 }
 
-fn install_quietly(py: Python<'_>, purpose: Purpose, extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
+/// What is hooked where there are to be lulls, or not: for one, all that changes must be sites.
+fn hook(with_lulls: Option<bool>) -> Hook {
+    /// Whether the interpreter is built so that it can be.
+    static CAN_BE_SWAP: OnceLock<bool> = OnceLock::new();
+    let is_wanted = with_lulls.unwrap_or_else(|| lulls::price() < lulls::CHEAP);
+    let can_be = || {
+        let interpreter = image::loaded().into_iter().find(|image| image.holds(entry()));
+        interpreter.is_some_and(|image| planned(image, Hook::Swap).is_ok())
+    };
+    if is_wanted && *CAN_BE_SWAP.get_or_init(can_be) {
+        Hook::Swap
+    } else {
+        Hook::Entry
+    }
+}
+
+fn install_quietly(
+    py: Python<'_>,
+    purpose: Purpose,
+    extensions: &[PathBuf],
+    hook: Hook,
+) -> Result<Vec<ImageReport>, String> {
     refuse_others(py, "installing")?;
     let images = chosen(extensions);
     let starts: Vec<usize> = images.iter().map(|image| image.span().start).collect();
     let mut known = lock(&KNOWN);
-    match applied(&known) {
+    match installed(&known) {
         Some(other) if other != purpose => return Err(in_use(other).into()),
         _ => {}
     }
-    let is_known = |known: &Known, start: usize| known.start == start && known.purpose == purpose;
-    let is_new = |image: &Image| !known.iter().any(|known| is_known(known, image.span().start));
-    let planned = images.into_iter().filter(is_new).map(planned).collect::<Result<Vec<_>, _>>()?;
+    if !images.iter().any(|image| image.holds(entry())) {
+        return Err(NOWHERE.into());
+    }
+    let is_new = |image: &Image| !known.iter().any(|known| known.is(image.span().start, purpose, hook));
+    let new = images.into_iter().filter(is_new);
+    let planned = new.map(|image| planned(image, hook)).collect::<Result<Vec<_>, _>>()?;
     if purpose == to_record() {
         planned.iter().try_for_each(recordable)?;
     }
@@ -176,28 +236,34 @@ fn install_quietly(py: Python<'_>, purpose: Purpose, extensions: &[PathBuf]) -> 
     }
     let new = planned.iter().map(|planned| prepared(planned, purpose)).collect::<Result<Vec<_>, _>>()?;
     known.extend(new);
-    let is_wanted = |known: &&mut Known| starts.iter().any(|&start| is_known(known, start));
+    let is_wanted = |known: &&mut Known| starts.iter().any(|&start| known.is(start, purpose, hook));
     let mut wanted: Vec<&mut Known> = known.iter_mut().filter(is_wanted).collect();
-    let Some(original) = wanted.iter().find_map(|known| known.patch.original()) else {
-        return Err("_Py_DecRefShared is in no loaded file".into());
-    };
-    // First: once a settler runs again, what it releases must not come back to the buffers.
-    interp::set_original_release(original);
+    if let Some(original) = wanted.iter().find_map(|known| known.patch.original()) {
+        // First: once a settler runs again, what it releases must not come back to the buffers.
+        interp::set_original_release(original);
+    }
     for index in 0..wanted.len() {
         // SAFETY: no other thread has a state, and the settlers have ended.
         if let Err(error) = unsafe { wanted[index].patch.apply() } {
             let sentence = cannot(wanted[index], &error);
             for known in &mut wanted[..index] {
                 // SAFETY: as above; nobody has run a trampoline.
-                known.applied = unsafe { known.patch.revert() }.is_err();
+                known.state = if unsafe { known.patch.revert() }.is_ok() { State::Left } else { State::Applied };
             }
             interp::set_original_release(entry());
             return Err(sentence);
         }
-        wanted[index].applied = true;
+        wanted[index].state = State::Applied;
+    }
+    if hook == Hook::Swap {
+        *lock(&LULLS) = Some(Lulls::new());
+        interp::set_watch(&Watching);
     }
     Ok(wanted.iter().map(|known| known.report.clone()).collect())
 }
+
+/// The interpreter's function, without which nothing is what it seems.
+const NOWHERE: &str = "_Py_DecRefShared is in no loaded file";
 
 fn in_use(by: Purpose) -> &'static str {
     match by {
@@ -226,9 +292,13 @@ pub(crate) type Check = (&'static str, bool, String);
 
 /// Looks at everything that `install` needs, and changes nothing. Ends at the first check
 /// that fails.
-pub(crate) fn examine(py: Python<'_>, extensions: &[PathBuf]) -> (Vec<Check>, Vec<ImageReport>) {
+pub(crate) fn examine(
+    py: Python<'_>,
+    extensions: &[PathBuf],
+    with_lulls: Option<bool>,
+) -> (Vec<Check>, Vec<ImageReport>) {
     let (mut checks, mut reports) = (Vec::new(), Vec::new());
-    if let Err((name, why)) = examine_all(py, extensions, &mut checks, &mut reports) {
+    if let Err((name, why)) = examine_all(py, extensions, with_lulls, &mut checks, &mut reports) {
         checks.push((name, false, why));
     }
     (checks, reports)
@@ -237,6 +307,7 @@ pub(crate) fn examine(py: Python<'_>, extensions: &[PathBuf]) -> (Vec<Check>, Ve
 fn examine_all(
     py: Python<'_>,
     extensions: &[PathBuf],
+    with_lulls: Option<bool>,
     checks: &mut Vec<Check>,
     reports: &mut Vec<ImageReport>,
 ) -> Result<(), (&'static str, String)> {
@@ -244,17 +315,21 @@ fn examine_all(
         return Err(("system", obstacle));
     }
     checks.push(("system", true, "membarrier and xsave are there".into()));
-    if applied(&lock(&KNOWN)).is_some() {
+    if installed(&lock(&KNOWN)).is_some() {
         return Err(("code", "it is patched already: examine a process without live mode".into()));
     }
     let images = chosen(extensions);
     let memory = |error| ("memory", format!("code cannot be changed: {error}"));
     images.iter().try_for_each(|image| memory::rehearse(&image.path)).map_err(memory)?;
     checks.push(("memory", true, "a private copy of each file's code can be changed and then executed".into()));
-    let planned = images.into_iter().map(planned).collect::<Result<Vec<_>, _>>().map_err(|why| ("code", why))?;
-    if planned.iter().all(|planned| planned.plan.entry.is_none()) {
-        return Err(("code", "_Py_DecRefShared is in no loaded file".into()));
+    if !images.iter().any(|image| image.holds(entry())) {
+        return Err(("code", NOWHERE.into()));
     }
+    let (price, hook) = (lulls::price(), hook(with_lulls));
+    let lulls = if hook == Hook::Swap { "in lulls sites are as they were" } else { "sites stay jumps all the time" };
+    checks.push(("atomics", true, format!("a locked addition takes as long as {price:.0} others: {lulls}")));
+    let planned = images.into_iter().map(|image| planned(image, hook));
+    let planned = planned.collect::<Result<Vec<_>, _>>().map_err(|why| ("code", why))?;
     let sites: usize = planned.iter().map(|planned| planned.plan.sites.len()).sum();
     let found = format!("{sites} sites in {} files, each decoded; no branch goes into one", planned.len());
     checks.push(("code", true, found));
@@ -299,19 +374,24 @@ pub(crate) fn install_extension(_py: Python<'_>, path: &Path) -> Result<Option<I
     let Some(image) = chosen(&[path.to_owned()]).into_iter().find(|image| image.path == path) else {
         return Ok(None);
     };
-    let Some(purpose) = applied(&known) else { return Ok(None) };
+    let Some(of_all) = known.iter().find(|known| known.is_installed()) else { return Ok(None) };
+    let (purpose, hook) = (of_all.purpose, of_all.hook);
     let start = image.span().start;
-    let is_it = |known: &Known| known.start == start && known.purpose == purpose;
-    if known.iter().any(|known| is_it(known) && known.applied) {
+    if known.iter().any(|known| known.is(start, purpose, hook) && known.is_installed()) {
         return Ok(None);
     }
-    if !known.iter().any(is_it) {
-        known.push(prepared(&planned(image)?, purpose)?);
+    if !known.iter().any(|known| known.is(start, purpose, hook)) {
+        known.push(prepared(&planned(image, hook)?, purpose)?);
     }
-    let Some(new) = known.iter_mut().find(|known| is_it(known)) else { return Ok(None) };
-    // SAFETY: only sites are replaced, and no function.
-    unsafe { new.patch.apply() }.map_err(|error| cannot(new, &error))?;
-    new.applied = true;
+    let is_lull = lock(&LULLS).as_ref().is_some_and(Lulls::is_lull);
+    let Some(new) = known.iter_mut().find(|known| known.is(start, purpose, hook)) else { return Ok(None) };
+    if is_lull {
+        new.state = State::Resting;
+    } else {
+        // SAFETY: only sites are replaced, and no function.
+        unsafe { new.patch.apply() }.map_err(|error| cannot(new, &error))?;
+        new.state = State::Applied;
+    }
     Ok(Some(new.report.clone()))
 }
 
@@ -325,23 +405,91 @@ pub(crate) fn uninstall(py: Python<'_>) -> Result<(), String> {
         refuse_others(py, "uninstalling")?;
         let mut known = lock(&KNOWN);
         // The interpreter last: as long as it is patched, so is the function that drops references.
-        for known in known.iter_mut().rev().filter(|known| known.applied) {
-            // SAFETY: no other thread has a state, and the settlers have ended: nobody is in
-            // a trampoline.
-            unsafe { known.patch.revert() }.map_err(|error| cannot(known, &error))?;
-            known.applied = false;
+        for known in known.iter_mut().rev().filter(|known| known.is_installed()) {
+            if known.state == State::Applied {
+                // SAFETY: no other thread has a state, and the settlers have ended: nobody is in
+                // a trampoline.
+                unsafe { known.patch.revert() }.map_err(|error| cannot(known, &error))?;
+            }
+            known.state = State::Left;
             if known.patch.original().is_some() {
                 interp::set_original_release(entry());
             }
         }
+        *lock(&LULLS) = None;
         Ok(())
+    })
+}
+
+/// Looks after lulls, in the settler's thread.
+struct Watching;
+
+impl interp::Watch for Watching {
+    fn look(&self) -> bool {
+        // Somebody installs at this moment: the next look is soon.
+        let mut known = match KNOWN.try_lock() {
+            Ok(known) => known,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return true,
+        };
+        let mut watched = lock(&LULLS);
+        let (Some(lulls), Some(used)) = (watched.as_mut(), lulls::used()) else { return false };
+        let step = lulls.look(BEGAN.get_or_init(Instant::now).elapsed(), used);
+        let succeeded = match step {
+            Step::None => true,
+            Step::Begin => change(&mut known, State::Applied, State::Resting),
+            Step::End => change(&mut known, State::Resting, State::Applied),
+        };
+        lulls.done(step, succeeded);
+        lulls.is_active()
+    }
+
+    fn nap(&self) -> Option<Duration> {
+        lock(&LULLS).as_ref().map(Lulls::nap)
+    }
+
+    fn hold(&self) -> Box<dyn Any> {
+        let known = lock(&KNOWN);
+        Box::new((lock(&LULLS), known))
+    }
+}
+
+/// A clock's zero.
+static BEGAN: OnceLock<Instant> = OnceLock::new();
+
+/// Brings all that are in one state to the other, while other threads run; false where one of them
+/// has stayed as it was.
+fn change(known: &mut [Known], from: State, to: State) -> bool {
+    let mut all = true;
+    for known in known.iter_mut().filter(|known| known.state == from) {
+        // SAFETY: of what is installed with lulls, only sites are changed, and no function.
+        let done = unsafe {
+            if to == State::Applied {
+                known.patch.apply()
+            } else {
+                known.patch.revert()
+            }
+        };
+        match done {
+            Ok(()) => known.state = to,
+            Err(_) => all = false,
+        }
+    }
+    all
+}
+
+/// Whether there are lulls, whether there is one now, how many there were, and how long they lasted.
+pub(crate) fn lulls() -> Option<(bool, u64, Duration)> {
+    lock(&LULLS).as_ref().map(|lulls| {
+        let (begun, total) = lulls.sums();
+        (lulls.is_lull(), begun, total)
     })
 }
 
 /// The trampolines of all that is installed: where, and what they stand for.
 pub(crate) fn trampolines() -> Vec<(Range<usize>, String)> {
     let mut named = Vec::new();
-    for known in lock(&KNOWN).iter().filter(|known| known.applied) {
+    for known in lock(&KNOWN).iter().filter(|known| known.is_installed()) {
         let file = known.report.path.file_name().unwrap_or_default().to_string_lossy();
         let name = |address: usize| format!("refbuf:{file}+{:#x}", address - known.start);
         named.extend(known.patch.trampolines().into_iter().map(|(range, address)| (range, name(address))));

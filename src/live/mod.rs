@@ -9,6 +9,7 @@
 //! | [`trampoline`] | the machine code that stands in for them |
 //! | [`gdb`] | their names, for a debugger |
 //! | [`recorder`] | what the threads of a program count, written down |
+//! | [`lulls`] | when the sites are as they were, since nothing contends |
 //! | [`memory`] | pages within reach of a jump |
 //! | [`patch`] | apply, all or nothing, and revert |
 //! | [`trial`] | runs machine code in a machine state of choice |
@@ -22,6 +23,7 @@ pub mod branches;
 pub mod flow;
 pub mod gdb;
 pub mod image;
+pub mod lulls;
 pub mod memory;
 pub mod patch;
 pub mod plan;

@@ -9,8 +9,9 @@
 //!
 //! So the code can be run all the time, and is never writable. A site is one instruction,
 //! and the jump does what it does: it makes no difference to other threads in the image's
-//! code when they come by. The first instructions of `_Py_DecRefShared` are several:
-//! where they are changed, nobody else may be there, or come back, meanwhile.
+//! code when they come by, or that are in a trampoline: trampolines stay where they are. The
+//! first instructions of `_Py_DecRefShared` are several: where they are changed, nobody else
+//! may be there, or come back, meanwhile.
 //!
 //! Source: mremap(2); move_page_tables in Linux's mm/mremap.c, which works under the lock
 //! that page faults wait for.
@@ -120,6 +121,11 @@ impl Patch {
         Ok(Patch { changes, image: image.clone(), pages, original, used })
     }
 
+    /// Whether other threads may run the code while it is changed.
+    pub fn is_of_sites(&self) -> bool {
+        self.original.is_none()
+    }
+
     /// Where the function that drops references can still be called as it was.
     pub fn original(&self) -> Option<usize> {
         self.original
@@ -167,7 +173,7 @@ impl Patch {
     ///
     /// # Safety
     ///
-    /// As for `apply`; nobody is in a trampoline.
+    /// As for `apply`; where there is a function to be put back, nobody is in its trampoline.
     pub unsafe fn revert(&self) -> io::Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.write(|change| &change.after, |change| &change.before) }

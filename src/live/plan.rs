@@ -6,7 +6,7 @@
 //! | add | `lock add qword [object+16], 4`; in other files than the interpreter, behind a comparison with the thread's id | an increment of another thread's object |
 //! | swap | `lock cmpxchg qword [address], new` | perhaps one: its trampoline sees |
 //! | drop | the same, in the middle of `_Py_DecRefShared` that is compiled into its caller | a decrement |
-//! | entry | the first bytes of `_Py_DecRefShared` | a decrement of another thread's object |
+//! | entry | the first bytes of `_Py_DecRefShared`; or its swap alone, as a drop | a decrement of another thread's object |
 //!
 //! Every function is decoded from its first byte, so that sites lie on instruction
 //! boundaries. A site may be replaced if it is long enough for a jump, no branch goes into
@@ -92,6 +92,15 @@ pub struct Entry {
     pub swaps: bool,
 }
 
+/// What is replaced of `_Py_DecRefShared`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Its first instructions: no other thread may be there meanwhile.
+    Entry,
+    /// Its swap, one instruction: it makes no difference to other threads when they come by.
+    Swap,
+}
+
 /// A site that is not replaced.
 #[derive(Clone, Debug)]
 pub struct LeftAlone {
@@ -106,14 +115,17 @@ pub struct LeftAlone {
 pub struct Plan {
     /// In order.
     pub sites: Vec<Site>,
-    /// Only where the function that drops references is in this image.
+    /// Only where the function that drops references is in this image, and is hooked there.
     pub entry: Option<Entry>,
     /// In order.
     pub left_alone: Vec<LeftAlone>,
 }
 
+/// Why [`Hook::Swap`] is not possible in an image.
+pub const NO_SWAP: &str = "_Py_DecRefShared has no swap that can be replaced";
+
 /// Makes the plan for an image. `entry` is the address of `_Py_DecRefShared`, wherever
-/// that is.
+/// that is, and `hook` what becomes of it.
 ///
 /// # Errors
 ///
@@ -122,10 +134,10 @@ pub struct Plan {
 /// # Safety
 ///
 /// Nobody changes the image's code meanwhile.
-pub unsafe fn plan(image: &Image, entry: usize) -> Result<Plan, String> {
+pub unsafe fn plan(image: &Image, entry: usize, hook: Hook) -> Result<Plan, String> {
     let functions = image.functions()?;
     // SAFETY: the caller's promise.
-    unsafe { plan_functions(image, &functions, entry) }
+    unsafe { plan_functions(image, &functions, entry, hook) }
 }
 
 /// The same for these functions of the image, in order.
@@ -137,7 +149,12 @@ pub unsafe fn plan(image: &Image, entry: usize) -> Result<Plan, String> {
 /// # Safety
 ///
 /// As for [`plan`].
-pub unsafe fn plan_functions(image: &Image, functions: &[Range<usize>], entry: usize) -> Result<Plan, String> {
+pub unsafe fn plan_functions(
+    image: &Image,
+    functions: &[Range<usize>],
+    entry: usize,
+    hook: Hook,
+) -> Result<Plan, String> {
     let mut targets = Addresses::new(&image.code);
     let form_is_proof = image.holds(entry);
     let mut plan = Plan::default();
@@ -153,14 +170,14 @@ pub unsafe fn plan_functions(image: &Image, functions: &[Range<usize>], entry: u
         decode(bytes, function.start, &mut instructions);
         targets.add_branches(&instructions);
         decoded.push(function.clone());
-        if is_entry {
+        if is_entry && hook == Hook::Entry {
             let swaps = instructions.iter().any(|instruction| matches!(form(instruction), Some(Ok(Form::Swap { .. }))));
             plan.entry = Some(Entry { address: entry, head: head(&instructions)?, swaps });
         } else {
             note_sites(&instructions, form_is_proof, &mut plan);
         }
     }
-    if image.holds(entry) && plan.entry.is_none() {
+    if image.holds(entry) && !functions.iter().any(|function| function.start == entry) {
         return Err("_Py_DecRefShared is not among its functions".into());
     }
     let replaced = plan.replaced(image);
@@ -193,10 +210,19 @@ pub unsafe fn plan_functions(image: &Image, functions: &[Range<usize>], entry: u
         }
         fits
     });
+    if hook == Hook::Swap && image.holds(entry) && !plan.drops_in(functions, entry) {
+        return Err(NO_SWAP.into());
+    }
     Ok(plan)
 }
 
 impl Plan {
+    /// Whether the function at `entry` has a drop that is to be replaced.
+    fn drops_in(&self, functions: &[Range<usize>], entry: usize) -> bool {
+        let is_in = |site: &Site| functions.iter().any(|range| range.start == entry && range.contains(&site.address));
+        self.sites.iter().any(|site| matches!(site.form, Form::Drop { .. }) && is_in(site))
+    }
+
     /// Bytes that are to be replaced, but for the first of each site: there branches may go.
     fn replaced(&self, image: &Image) -> Addresses {
         let mut replaced = Addresses::new(&image.code);

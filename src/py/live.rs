@@ -24,6 +24,7 @@ mod here {
     use std::collections::BTreeMap;
     use std::ops::Range;
     use std::path::{Path, PathBuf};
+    use std::time::Duration;
 
     use pyo3::prelude::*;
 
@@ -54,7 +55,11 @@ mod here {
         })
     }
 
-    pub(super) fn examine(_py: Python<'_>, _extensions: &[PathBuf]) -> (Vec<Check>, Vec<ImageReport>) {
+    pub(super) fn examine(
+        _py: Python<'_>,
+        _extensions: &[PathBuf],
+        _with_lulls: Option<bool>,
+    ) -> (Vec<Check>, Vec<ImageReport>) {
         (vec![("system", false, obstacle().unwrap_or_default())], Vec::new())
     }
 
@@ -62,7 +67,11 @@ mod here {
         false
     }
 
-    pub(super) fn install(_py: Python<'_>, _extensions: &[PathBuf]) -> Result<Vec<ImageReport>, String> {
+    pub(super) fn install(
+        _py: Python<'_>,
+        _extensions: &[PathBuf],
+        _with_lulls: Option<bool>,
+    ) -> Result<Vec<ImageReport>, String> {
         Err(obstacle().unwrap_or_default())
     }
 
@@ -84,6 +93,10 @@ mod here {
 
     pub(super) fn uninstall(_py: Python<'_>) -> Result<(), String> {
         Ok(())
+    }
+
+    pub(super) fn lulls() -> Option<(bool, u64, Duration)> {
+        None
     }
 
     pub(super) fn trampolines() -> Vec<(Range<usize>, String)> {
@@ -126,8 +139,9 @@ fn live_installed() -> bool {
 /// of (name, whether it is as it must be, what was found) that end at the first that fails,
 /// and `images` as `live_install` gives them, as far as it came.
 #[pyfunction]
-fn live_examine(py: Python<'_>, extensions: Vec<PathBuf>) -> PyResult<Bound<'_, PyDict>> {
-    let (checks, reports) = here::examine(py, &extensions);
+#[pyo3(signature = (extensions, lulls = None))]
+fn live_examine(py: Python<'_>, extensions: Vec<PathBuf>, lulls: Option<bool>) -> PyResult<Bound<'_, PyDict>> {
+    let (checks, reports) = here::examine(py, &extensions, lulls);
     let images: PyResult<Vec<_>> = reports.iter().map(|report| describe(py, report)).collect();
     let dict = PyDict::new(py);
     dict.set_item("obstacle", here::obstacle())?;
@@ -136,13 +150,15 @@ fn live_examine(py: Python<'_>, extensions: Vec<PathBuf>) -> PyResult<Bound<'_, 
     Ok(dict)
 }
 
-/// Patches the interpreter and these extensions; says what was done to each.
+/// Patches the interpreter and these extensions; says what was done to each. `lulls`: whether
+/// there are any; None for where the processor makes them worth it.
 #[pyfunction]
-fn live_install(py: Python<'_>, extensions: Vec<PathBuf>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+#[pyo3(signature = (extensions, lulls = None))]
+fn live_install(py: Python<'_>, extensions: Vec<PathBuf>, lulls: Option<bool>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     if let Some(obstacle) = here::obstacle() {
         return Err(UnsupportedError::new_err(obstacle));
     }
-    let reports = here::install(py, &extensions).map_err(UnsupportedError::new_err)?;
+    let reports = here::install(py, &extensions, lulls).map_err(UnsupportedError::new_err)?;
     reports.iter().map(|report| describe(py, report)).collect()
 }
 
@@ -202,6 +218,13 @@ fn live_uninstall(py: Python<'_>) -> PyResult<()> {
     here::uninstall(py).map_err(UnsupportedError::new_err)
 }
 
+/// Whether there is a lull at the moment, how many have begun, and how many seconds all have
+/// lasted; None where there are none.
+#[pyfunction]
+fn live_lulls() -> Option<(bool, u64, f64)> {
+    here::lulls().map(|(is_lull, begun, total)| (is_lull, begun, total.as_secs_f64()))
+}
+
 /// Of all that is installed: (address, bytes, what it stands for) of each trampoline.
 #[pyfunction]
 fn live_trampolines() -> Vec<(usize, usize, String)> {
@@ -227,6 +250,7 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(live_load_extension, module)?)?;
     module.add_function(wrap_pyfunction!(live_creator, module)?)?;
     module.add_function(wrap_pyfunction!(live_uninstall, module)?)?;
+    module.add_function(wrap_pyfunction!(live_lulls, module)?)?;
     module.add_function(wrap_pyfunction!(live_trampolines, module)?)?;
     module.add_function(wrap_pyfunction!(live_tell_gdb, module)?)
 }

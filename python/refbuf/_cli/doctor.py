@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .. import __version__, _refbuf
-from .._live import loaded_extensions
+from .._live import loaded_extensions, lulls_wanted
 from .parser import Parser
 
 DESCRIPTION = """Says whether live mode (python -m refbuf run, refbuf.install) can be used with this
@@ -41,7 +41,7 @@ OLDEST, NEWEST = (3, 13), (3, 15)
 TRIED = ((3, 13),)
 HERE = sys.version_info[:2]
 # What the native module checks, each only where all before are good.
-NATIVE = ("system", "memory", "code", "trampolines", "room", "threads")
+NATIVE = ("system", "memory", "atomics", "code", "trampolines", "room", "threads")
 NOT_MADE = "not checked: something before it stands in the way"
 
 MARKS = {True: "✓", False: "✗", None: "·"}
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def examine() -> dict[str, Any]:
     """All that is found, as EPILOG describes it."""
-    native = _refbuf.live_examine(list(loaded_extensions()))
+    native = _refbuf.live_examine(list(loaded_extensions()), lulls_wanted())
     own = list(_own_checks())
     checks = {name: Check(name, None, NOT_MADE) for name in NATIVE}
     # Where one of ours fails, it has the same to say.

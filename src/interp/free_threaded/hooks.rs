@@ -3,12 +3,14 @@
 //! | moment | what happens |
 //! |---|---|
 //! | the collector starts | every buffer is settled; the collecting thread acquires nothing until it stops |
-//! | heartbeat | the settler attaches and settles what is cold |
+//! | heartbeat | the settler attaches and settles what is cold; and looks after what else is to be watched |
 //! | fork, exit | see [`crate::interp::life`] |
 //!
 //! Sources: Modules/gcmodule.c and Python/gc_free_threading.c on callbacks.
 
+use std::any::Any;
 use std::io;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
@@ -25,6 +27,30 @@ use crate::interp::unwinding::detached;
 /// How long a flush waits for references that another thread is releasing.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(100);
 
+/// What the settler does besides settling, as long as somebody wants it done.
+pub(crate) trait Watch: Sync {
+    /// A look, detached. Whether another one should follow soon.
+    fn look(&self) -> bool;
+
+    /// If not, after how long; none where nothing is to be watched.
+    fn nap(&self) -> Option<Duration>;
+
+    /// Locks that are to be held across a fork.
+    fn hold(&self) -> Box<dyn Any>;
+}
+
+static WATCH: OnceLock<&'static dyn Watch> = OnceLock::new();
+
+/// From now on settlers look at this, too. The first one stays.
+#[cfg(feature = "live")]
+pub(crate) fn set_watch(watch: &'static dyn Watch) {
+    let _ = WATCH.set(watch);
+}
+
+fn watch() -> Option<&'static dyn Watch> {
+    WATCH.get().copied()
+}
+
 /// How the settler attaches.
 pub(super) struct Settler;
 
@@ -36,6 +62,10 @@ impl Host for Settler {
         let _ = Python::try_attach(|_| work());
     }
 
+    fn chores(&self) -> bool {
+        watch().is_some_and(|watch| watch.look())
+    }
+
     fn thread(&self) -> Thread {
         thread_id()
     }
@@ -45,7 +75,7 @@ impl Host for Settler {
     }
 
     fn longest_nap(&self) -> Option<Duration> {
-        settler_thread::longest_nap()
+        settler_thread::longest_nap().into_iter().chain(watch().and_then(|watch| watch.nap())).min()
     }
 
     fn spawn(life: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -72,6 +102,14 @@ impl Service for Objects {
         thread_id()
     }
 
+    fn is_asked(&self) -> bool {
+        watch().and_then(|watch| watch.nap()).is_some()
+    }
+
+    fn hold_more(&self) -> Box<dyn Any> {
+        watch().map_or_else(|| Box::new(()) as Box<dyn Any>, |watch| watch.hold())
+    }
+
     fn settle_all(&self, _py: Python<'_>) {
         settle_all();
     }
@@ -82,7 +120,7 @@ impl Service for Objects {
         unsafe { BUFFERS.registry.settle(Scope::All) };
         // Finalizers may want locks that other modules' hooks have yet to make anew: the
         // settler has them run, a while later.
-        if BUFFERS.registry.beat().work {
+        if BUFFERS.registry.beat().work || self.is_asked() {
             self.start_settler();
         }
     }

@@ -24,6 +24,8 @@ use crate::core::sync::Barrier;
 use crate::core::Shape;
 
 pub(crate) use self::hooks::{flush, flush_all};
+#[cfg(feature = "live")]
+pub(crate) use self::hooks::{set_watch, Watch};
 pub(crate) use self::object::{count_many, is_immortal, is_made_here, release_one, share_one, take_many};
 #[cfg(feature = "live")]
 pub(crate) use self::object::{release_address, release_foreign, set_original_release};

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use iced_x86::code_asm::{
     dword_ptr, eax, ptr as at, qword_ptr, r12, r8, r9b, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, AsmRegister64,
@@ -17,7 +18,7 @@ use crate::lab::trace::{self, Event, Trace};
 use crate::live::image::Image;
 use crate::live::memory::Pages;
 use crate::live::patch::Patch;
-use crate::live::plan::{plan_functions, Form, Plan, Site, JUMP};
+use crate::live::plan::{plan_functions, Form, Hook, Plan, Site, JUMP, NO_SWAP};
 use crate::live::recorder;
 use crate::live::trampoline::{Context, Purpose};
 use crate::live::trial::thread_pointer;
@@ -110,7 +111,7 @@ impl Fixture {
     /// Without the interpreter's function; or with it at `entry`.
     fn plan(&self, entry: usize) -> Result<Plan, String> {
         // SAFETY: nobody else knows this code.
-        unsafe { plan_functions(&self.image, &self.functions, entry) }
+        unsafe { plan_functions(&self.image, &self.functions, entry, Hook::Entry) }
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -383,6 +384,66 @@ fn the_entry_brings_credits_and_the_function_can_still_be_called() {
     let original: extern "C" fn(u64) -> u64 = unsafe { std::mem::transmute(patch.original().unwrap()) };
     assert_eq!(original(address), address);
     assert_eq!(object[SHARED], 32);
+}
+
+#[test]
+fn of_the_function_that_drops_references_the_swap_can_do() {
+    let fixture = Fixture::new(&[leaf, drops, drop_reference]);
+    let hooked = |function: usize| {
+        let entry = fixture.functions[function].start;
+        // SAFETY: nobody else knows this code.
+        unsafe { plan_functions(&fixture.image, &fixture.functions, entry, Hook::Swap) }
+    };
+    let plan = hooked(1).unwrap();
+    assert!(plan.entry.is_none() && plan.sites.iter().any(|site| matches!(site.form, Form::Drop { .. })));
+    // SAFETY: nobody else runs this code.
+    let patch = unsafe { Patch::prepare(&fixture.image, &plan, &helped()) }.unwrap();
+    assert!(patch.is_of_sites() && patch.original().is_none());
+    assert_eq!(hooked(2).unwrap_err(), NO_SWAP, "it swaps in another way");
+    let entry = fixture.plan(fixture.functions[1].start).unwrap();
+    // SAFETY: as above.
+    assert!(!unsafe { Patch::prepare(&fixture.image, &entry, &helped()) }.unwrap().is_of_sites());
+}
+
+#[test]
+fn sites_change_while_other_threads_run_them() {
+    let fixture = Fixture::new(&[adds, drops]);
+    let plan = fixture.plan(0).unwrap();
+    // SAFETY: only sites are changed, and the pages stay.
+    let patch = unsafe { Patch::prepare(&fixture.image, &plan, &helped()) }.unwrap();
+    let before = fixture.bytes();
+    let stop = AtomicBool::new(false);
+    let counted = std::thread::scope(|scope| {
+        let run = || {
+            let mut object: Object = [0, 0, 4 << 20, 0];
+            let address = ptr::from_mut(&mut object) as u64;
+            let mut slots = [[address, 1000], [0, 0]];
+            let mut buffer = Buffer { busy: 0, attention: 0, byte_mask: 0, slots: slots.as_mut_ptr(), skip: -1 };
+            WORD.set(ptr::from_mut(&mut buffer) as usize);
+            let mut rounds = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                fixture.call(0, [address, 0, 0]);
+                assert_eq!(fixture.call(1, [address, 0, 0]), 0);
+                rounds += 1;
+            }
+            let (references, credits) = (object[SHARED] / 4, slots[0][1] & 0xFF_FFFF);
+            (rounds, slots[0][1] >> 24, references as i64 - credits as i64)
+        };
+        let workers = [scope.spawn(run), scope.spawn(run)];
+        for _ in 0..500 {
+            // SAFETY: a site is one instruction, and trampolines stay.
+            unsafe { patch.apply() }.unwrap();
+            // SAFETY: as above.
+            unsafe { patch.revert() }.unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        workers.map(|worker| worker.join().unwrap())
+    });
+    assert_eq!(fixture.bytes(), before);
+    for (rounds, refunds, references) in counted {
+        assert!(refunds > 0 && rounds > refunds, "{refunds} of {rounds}: some through the table, others not");
+        assert_eq!(references, (1 << 20) - 1000, "in {rounds} rounds");
+    }
 }
 
 /// Within one line of the caches, so that no part of it is locked with another line.
