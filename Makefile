@@ -273,32 +273,36 @@ test-python-ft: setup-ft ## The Python tests on the free-threaded build
 FOUNDATION = $(addprefix tests/python/test_,$(addsuffix .py,\
     dying exact_counts finalized_once finalizers fork gc shutdown subinterpreters))
 
-pytest_live = timeout --kill-after=10 $(TEST_LIMIT) $(1)/bin/python -P -m refbuf run -m pytest --quiet $(PYTEST_ARGS)
+# With jumps all the time, and with lulls: which is usual depends on the processor.
+pytest_live = for lulls in 0 1; do REFBUF_LULLS=$$lulls timeout --kill-after=10 $(TEST_LIMIT) \
+    $(1)/bin/python -P -m refbuf run -m pytest --quiet $(PYTEST_ARGS) $(2); done
 
 .PHONY: test-live
 test-live: setup-ft ## The foundation's tests again, in an interpreter that counts through the buffers
 	@$(say) "pytest of the foundation under live mode"
-	$(call pytest_live,$(FT)) $(FOUNDATION)
+	$(call pytest_live,$(FT),$(FOUNDATION))
 
 .PHONY: test-cpython-sample test-cpython
 test-cpython-sample: setup-ft ## Some of CPython's own tests, in an interpreter that counts through the buffers
 	@$(say) "a sample of CPython's own tests under live mode"
-	$(PYTHON) tools/cpython_suite.py $(FT)/bin/python --sample
+	REFBUF_LULLS=0 $(PYTHON) tools/cpython_suite.py $(FT)/bin/python --sample
 
-test-cpython: setup-ft ## All of CPython's own tests under live mode, where they fail also without (hours)
-	@$(say) "CPython's own tests under live mode"
-	$(PYTHON) tools/cpython_suite.py $(FT)/bin/python
+test-cpython: setup-ft ## All of CPython's own tests under live mode, with jumps all the time and with lulls (20 minutes)
+	@for lulls in 0 1; do
+	    $(say) "CPython's own tests under live mode, REFBUF_LULLS=$$lulls"
+	    REFBUF_LULLS=$$lulls $(PYTHON) tools/cpython_suite.py $(FT)/bin/python
+	done
 
-LIVE_TESTS = $(addprefix tests/python/test_,$(addsuffix .py,live doctor run_command run_program run_ends))
+LIVE_TESTS = $(addprefix tests/python/test_,$(addsuffix .py,live doctor lulls run_command run_program run_ends))
 
 .PHONY: test-lto
 test-lto: ft-lto ## Live mode's tests, and others' under it, on the build with link-time optimization
 	@$(say) "pytest of live mode on the build with link-time optimization"
 	$(call pytest,$(LTO)) $(LIVE_TESTS)
 	$(say) "pytest of the foundation under live mode on the build with link-time optimization"
-	$(call pytest_live,$(LTO)) $(FOUNDATION)
+	$(call pytest_live,$(LTO),$(FOUNDATION))
 	$(say) "a sample of CPython's own tests under live mode on the build with link-time optimization"
-	$(PYTHON) tools/cpython_suite.py $(LTO)/bin/python --sample
+	REFBUF_LULLS=0 $(PYTHON) tools/cpython_suite.py $(LTO)/bin/python --sample
 
 .PHONY: test-python-gil
 test-python-gil: setup-gil ## The Python tests on the stock python3

@@ -60,6 +60,11 @@ pub trait Host: Send + 'static {
         false
     }
 
+    /// Looks after what has nothing to do with buffers; after how long again, if at all.
+    fn watch(&self) -> Option<Duration> {
+        None
+    }
+
     /// The registry's name for the calling thread.
     fn thread(&self) -> ThreadName;
 
@@ -280,7 +285,7 @@ impl Heartbeat {
     /// Beats until told to stop.
     fn work<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host, number: u32) {
         // Nothing is cold yet. And in a forked child others are still at their hooks.
-        thread::park_timeout(self.period() / LOOKS);
+        self.pause(host, self.period() / LOOKS, host.watch());
         while !self.stop.load(Ordering::SeqCst) {
             let beat = registry.beat();
             if beat.work {
@@ -290,13 +295,33 @@ impl Heartbeat {
             if !self.is_settler(number) {
                 return;
             }
+            let (soon, watched) = (self.period() / LOOKS, host.watch());
             if host.is_alone() {
                 self.stop.store(true, Ordering::SeqCst);
             } else if is_left | beat.work | beat.occupied {
-                thread::park_timeout(self.period() / LOOKS);
+                self.pause(host, soon, watched);
+            } else if let Some(again) = watched.filter(|again| *again <= soon) {
+                thread::park_timeout(again);
             } else if registry.fall_idle() {
-                host.longest_nap().map_or_else(thread::park, thread::park_timeout);
+                let nap = host.longest_nap().into_iter().chain(watched).min();
+                nap.map_or_else(thread::park, thread::park_timeout);
             }
+        }
+    }
+
+    /// Until the next look at the buffers, or somebody wakes the settler. What it watches may
+    /// want to be looked at meanwhile.
+    fn pause(&self, host: &impl Host, time: Duration, mut watched: Option<Duration>) {
+        let end = Instant::now() + time;
+        loop {
+            let now = Instant::now();
+            let left = end.saturating_duration_since(now);
+            let piece = watched.map_or(left, |again| again.min(left));
+            thread::park_timeout(piece);
+            if now.elapsed() < piece || piece == left || self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            watched = host.watch();
         }
     }
 

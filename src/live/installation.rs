@@ -164,7 +164,7 @@ pub(crate) fn install(
     with_lulls: Option<bool>,
 ) -> Result<Vec<ImageReport>, String> {
     // A settler that is at work has a thread state: it is asked to end first.
-    quietly(py, || install_quietly(py, to_buffer(), extensions, hook(with_lulls)))
+    quietly(py, || with_hook(with_lulls, |hook| install_quietly(py, to_buffer(), extensions, hook)))
 }
 
 /// The same, to record up to `room` counts of each thread, from now on.
@@ -192,20 +192,16 @@ pub(crate) fn recorded(py: Python<'_>, about: BTreeMap<String, String>) -> Resul
     Ok((py.detach(|| recorder::write(&about))?, recorder::unseen()))
 }
 
-/// What is hooked where there are to be lulls, or not: for one, all that changes must be sites.
-fn hook(with_lulls: Option<bool>) -> Hook {
-    /// Whether the interpreter is built so that it can be.
-    static CAN_BE_SWAP: OnceLock<bool> = OnceLock::new();
-    let is_wanted = with_lulls.unwrap_or_else(|| lulls::price() < lulls::CHEAP);
-    let can_be = || {
-        let interpreter = image::loaded().into_iter().find(|image| image.holds(entry()));
-        interpreter.is_some_and(|image| planned(image, Hook::Swap).is_ok())
-    };
-    if is_wanted && *CAN_BE_SWAP.get_or_init(can_be) {
-        Hook::Swap
-    } else {
-        Hook::Entry
+/// Does it as lulls want it, where all that changes are sites, or with the entry: where there are
+/// to be none, or the interpreter is built so that there can be none.
+fn with_hook<T>(with_lulls: Option<bool>, work: impl Fn(Hook) -> Result<T, String>) -> Result<T, String> {
+    if with_lulls.unwrap_or_else(|| lulls::price() < lulls::CHEAP) {
+        match work(Hook::Swap) {
+            Err(why) if why.ends_with(plan::NO_SWAP) => {}
+            done => return done,
+        }
     }
+    work(Hook::Entry)
 }
 
 fn install_quietly(
@@ -325,14 +321,17 @@ fn examine_all(
     if !images.iter().any(|image| image.holds(entry())) {
         return Err(("code", NOWHERE.into()));
     }
-    let (price, hook) = (lulls::price(), hook(with_lulls));
-    let lulls = if hook == Hook::Swap { "in lulls sites are as they were" } else { "sites stay jumps all the time" };
-    checks.push(("atomics", true, format!("a locked addition takes as long as {price:.0} others: {lulls}")));
-    let planned = images.into_iter().map(|image| planned(image, hook));
-    let planned = planned.collect::<Result<Vec<_>, _>>().map_err(|why| ("code", why))?;
+    let planned = with_hook(with_lulls, |hook| {
+        images.iter().cloned().map(|image| planned(image, hook)).collect::<Result<Vec<_>, _>>()
+    });
+    let planned = planned.map_err(|why| ("code", why))?;
     let sites: usize = planned.iter().map(|planned| planned.plan.sites.len()).sum();
     let found = format!("{sites} sites in {} files, each decoded; no branch goes into one", planned.len());
     checks.push(("code", true, found));
+    let has_lulls = planned.iter().all(|planned| planned.hook == Hook::Swap);
+    let lulls = if has_lulls { "in lulls, sites are as they were" } else { "sites are jumps all the time" };
+    let found = format!("a locked addition takes as long as {:.0} others: {lulls}", lulls::price());
+    checks.push(("atomics", true, found));
     let tried = try_out(&planned, to_buffer(), Extent::All).map_err(|what| ("trampolines", what))?;
     checks.push(("trampolines", true, format!("all {tried} that differ do on scratch objects what they should")));
     for planned in &planned {
@@ -425,15 +424,15 @@ pub(crate) fn uninstall(py: Python<'_>) -> Result<(), String> {
 struct Watching;
 
 impl interp::Watch for Watching {
-    fn look(&self) -> bool {
-        // Somebody installs at this moment: the next look is soon.
+    fn look(&self) -> Option<Duration> {
         let mut known = match KNOWN.try_lock() {
             Ok(known) => known,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return true,
+            // Somebody installs at this moment.
+            Err(TryLockError::WouldBlock) => return Some(lulls::SOON),
         };
         let mut watched = lock(&LULLS);
-        let (Some(lulls), Some(used)) = (watched.as_mut(), lulls::used()) else { return false };
+        let (lulls, used) = (watched.as_mut()?, lulls::used()?);
         let step = lulls.look(BEGAN.get_or_init(Instant::now).elapsed(), used);
         let succeeded = match step {
             Step::None => true,
@@ -441,11 +440,11 @@ impl interp::Watch for Watching {
             Step::End => change(&mut known, State::Resting, State::Applied),
         };
         lulls.done(step, succeeded);
-        lulls.is_active()
+        Some(lulls.wait())
     }
 
-    fn nap(&self) -> Option<Duration> {
-        lock(&LULLS).as_ref().map(Lulls::nap)
+    fn is_wanted(&self) -> bool {
+        lock(&LULLS).is_some()
     }
 
     fn hold(&self) -> Box<dyn Any> {

@@ -27,10 +27,12 @@ const ONE: f64 = 1.05;
 const CALM: (f64, f64) = (0.05, 3.2);
 /// A lull is short that has not lasted so many times what had been waited for.
 const SHORT: f64 = 16.0;
+/// Between looks at a process that does something.
+pub const SOON: Duration = Duration::from_millis(5);
 /// What a process uses that does something, of the time that passes.
 const ACTIVE: f64 = 0.02;
-/// Between looks at a process that does nothing: the first time and at the most.
-const NAP: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+/// Between looks at one that does nothing, at the most.
+const LONGEST_NAP: Duration = Duration::from_millis(100);
 /// Seconds without another try, where the code could not be changed.
 const PATIENCE: f64 = 1.0;
 
@@ -63,8 +65,7 @@ pub struct Lulls {
     needed: f64,
     /// How long this lull has lasted, in seconds of processor time.
     lasted: f64,
-    nap: Duration,
-    is_active: bool,
+    wait: Duration,
     begun: u64,
     total: Duration,
 }
@@ -76,7 +77,7 @@ impl Default for Lulls {
 }
 
 impl Lulls {
-    /// Of a process in which one thread has run: the first look begins a lull.
+    /// Of a process in which one thread has run: the second look begins a lull.
     pub fn new() -> Lulls {
         let needed = CALM.0;
         Lulls {
@@ -86,8 +87,7 @@ impl Lulls {
             calm: needed,
             needed,
             lasted: 0.0,
-            nap: NAP.0,
-            is_active: true,
+            wait: SOON,
             begun: 0,
             total: Duration::ZERO,
         }
@@ -104,8 +104,8 @@ impl Lulls {
         };
         let seconds = passed.as_secs_f64();
         if last.is_some() {
-            self.is_active = used > ACTIVE * seconds;
-            self.nap = if self.is_active { NAP.0 } else { (2 * self.nap).min(NAP.1) };
+            let is_active = used > ACTIVE * seconds;
+            self.wait = if is_active { SOON } else { (2 * self.wait).min(LONGEST_NAP) };
         }
         self.surplus = (self.surplus + used - ONE * seconds).max(self.surplus.min(0.0));
         if self.is_lull {
@@ -117,7 +117,7 @@ impl Lulls {
         if self.surplus > SURPLUS {
             (self.surplus, self.calm) = (0.0, 0.0);
         }
-        if self.surplus >= 0.0 && self.calm >= self.needed {
+        if last.is_some() && self.surplus >= 0.0 && self.calm >= self.needed {
             Step::Begin
         } else {
             Step::None
@@ -155,14 +155,9 @@ impl Lulls {
         (self.begun, self.total)
     }
 
-    /// Whether the process did something since the look before the last.
-    pub fn is_active(&self) -> bool {
-        self.is_active
-    }
-
-    /// How long to wait, where it did not.
-    pub fn nap(&self) -> Duration {
-        self.nap
+    /// How long until the next look: longer and longer while the process does nothing.
+    pub fn wait(&self) -> Duration {
+        self.wait
     }
 }
 
@@ -193,11 +188,11 @@ pub fn price() -> f64 {
         const LOCKED: u32 = 1 << 10;
         const PLAIN: u32 = 1 << 13;
         let locked = shortest(&mut || {
-            (0..LOCKED / 8).for_each(|_| {
+            (0..LOCKED / 64).for_each(|_| {
                 // SAFETY: adds to a word of our own.
                 unsafe {
                     std::arch::asm!(
-                        ".rept 8", "lock add qword ptr [{word}], 4", ".endr",
+                        ".rept 64", "lock add qword ptr [{word}], 4", ".endr",
                         word = in(reg) &raw mut word, options(nostack),
                     );
                 }
@@ -205,10 +200,10 @@ pub fn price() -> f64 {
         });
         let plain = shortest(&mut || {
             let mut sum = 0_u64;
-            (0..PLAIN / 8).for_each(|_| {
+            (0..PLAIN / 64).for_each(|_| {
                 // SAFETY: adds to a register.
                 unsafe {
-                    std::arch::asm!(".rept 8", "add {sum}, 4", ".endr", sum = inout(reg) sum, options(nomem, nostack));
+                    std::arch::asm!(".rept 64", "add {sum}, 4", ".endr", sum = inout(reg) sum, options(nomem, nostack));
                 }
             });
             black_box(sum);
@@ -222,15 +217,13 @@ pub fn price() -> f64 {
 mod tests {
     use super::*;
 
-    const LOOK: Duration = Duration::from_millis(5);
-
     /// Looks for so long at a process of which so many threads run; the times at which steps were.
     fn watch(lulls: &mut Lulls, at: &mut (Duration, Duration), seconds: f64, threads: f64) -> Vec<(f64, Step)> {
         let mut steps = Vec::new();
         let end = at.0 + Duration::from_secs_f64(seconds);
         let began = at.0;
         while at.0 < end {
-            *at = (at.0 + LOOK, at.1 + LOOK.mul_f64(threads));
+            *at = (at.0 + SOON, at.1 + SOON.mul_f64(threads));
             let step = lulls.look(at.0, at.1);
             lulls.done(step, true);
             if step != Step::None {
@@ -243,7 +236,7 @@ mod tests {
     fn begun() -> (Lulls, (Duration, Duration)) {
         let mut lulls = Lulls::new();
         let mut at = (Duration::from_secs(5), Duration::from_secs(1));
-        assert_eq!(watch(&mut lulls, &mut at, 0.005, 1.0), [(0.005, Step::Begin)]);
+        assert_eq!(watch(&mut lulls, &mut at, 0.01, 1.0), [(0.01, Step::Begin)]);
         assert!(lulls.is_lull());
         (lulls, at)
     }
@@ -261,8 +254,8 @@ mod tests {
     fn a_tick_that_comes_late_ends_none() {
         let (mut lulls, (mut now, used)) = begun();
         for look in 1..1000 {
-            now += LOOK;
-            assert_eq!(lulls.look(now, used + 2 * LOOK * (look / 2)), Step::None);
+            now += SOON;
+            assert_eq!(lulls.look(now, used + 2 * SOON * (look / 2)), Step::None);
         }
     }
 
@@ -304,26 +297,23 @@ mod tests {
     #[test]
     fn who_does_nothing_is_looked_at_less_and_less() {
         let (mut lulls, mut at) = begun();
-        assert!(lulls.is_active());
-        let mut naps = Vec::new();
-        for _ in 0..6 {
-            let nap = lulls.nap();
-            naps.push(nap.as_millis());
-            at.0 += nap;
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            waits.push(lulls.wait().as_millis());
+            at.0 += lulls.wait();
             assert_eq!(lulls.look(at.0, at.1), Step::None);
-            assert!(!lulls.is_active());
         }
-        assert_eq!(naps, [10, 20, 40, 80, 100, 100]);
-        at = (at.0 + LOOK, at.1 + LOOK);
+        assert_eq!(waits, [5, 10, 20, 40, 80, 100, 100]);
+        at = (at.0 + SOON, at.1 + SOON);
         lulls.look(at.0, at.1);
-        assert!(lulls.is_active() && lulls.nap() == NAP.0);
+        assert_eq!(lulls.wait(), SOON);
     }
 
     #[test]
     fn a_forked_child_begins_anew() {
         let (mut lulls, (now, _)) = begun();
-        assert_eq!(lulls.look(now + LOOK, Duration::ZERO), Step::None);
-        let mut at = (now + LOOK, Duration::ZERO);
+        assert_eq!(lulls.look(now + SOON, Duration::ZERO), Step::None);
+        let mut at = (now + SOON, Duration::ZERO);
         let [(_, Step::End)] = watch(&mut lulls, &mut at, 0.1, 2.0)[..] else { panic!("it is watched") };
     }
 
@@ -332,7 +322,7 @@ mod tests {
         let (mut lulls, mut at) = begun();
         let mut tries = 0;
         for _ in 0..700 {
-            at = (at.0 + LOOK, at.1 + 2 * LOOK);
+            at = (at.0 + SOON, at.1 + 2 * SOON);
             let step = lulls.look(at.0, at.1);
             if step == Step::End {
                 tries += 1;

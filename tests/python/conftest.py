@@ -24,6 +24,10 @@ from programs import Ended
 LONGEST_TEST = 150
 
 
+# Whether there are lulls depends on the processor, and with that what is counted where: see test_lulls.py.
+os.environ.setdefault("REFBUF_LULLS", "0")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs_buffering: on builds with a GIL nothing is buffered")
     config.addinivalue_line("markers", "counts_alone: under live mode the interpreter counts as well")

@@ -293,6 +293,18 @@ def test_results_are_medians_of_what_the_processes_told(monkeypatch):
     assert stock.atomics_per_1000_pairs is None
     assert (found.rounds, found.cpu_share, found.sites) == (3, 0.75, 1800)
     assert found.install_ms == pytest.approx(50)
+    assert not found.lulls
+
+
+def test_that_one_thread_ran_in_a_lull_is_said():
+    meta = {"cpus": 2, "load_average": None, "seconds": 1.0, "rounds": 1, "processor_shared": False}
+    matrix = Matrix(workloads=("lock",), threads=(1, 2), variants=VARIANTS, rounds=1)
+    plain = results({"lock": [(10.0, 10.0), (8.0, 18.0)]})
+    with_lulls, without = (
+        report.notes(meta, matrix, plain._replace(lulls=lulls), []) for lulls in (True, False)
+    )
+    (note,) = set(with_lulls) - set(without)
+    assert "REFBUF_LULLS=0" in note
 
 
 def test_no_round_is_started_that_would_end_too_late(monkeypatch):

@@ -36,6 +36,7 @@ GOOD = {
         ("system", True, "membarrier is there"),
         ("memory", True, "it may be changed"),
         ("code", True, "1,807 sites in 2 files"),
+        ("atomics", True, "they are cheap"),
         ("trampolines", True, "each does what its instruction does"),
         ("room", True, "there is room"),
         ("threads", True, "there is no other"),
@@ -54,7 +55,7 @@ def here(monkeypatch):
             "Py_DEBUG": 0,
             "CONFIG_ARGS": "'--disable-gil' '--with-lto' '--enable-optimizations'",
         } | (configured or {})
-        monkeypatch.setattr(refbuf._refbuf, "live_examine", lambda extensions: native)
+        monkeypatch.setattr(refbuf._refbuf, "live_examine", lambda extensions, lulls: native)
         monkeypatch.setattr(platform, "system", lambda: system)
         monkeypatch.setattr(platform, "machine", lambda: machine)
         monkeypatch.setattr(platform, "python_version", lambda: ".".join(map(str, version)))
@@ -101,6 +102,7 @@ def test_where_all_is_well(here, examine):
         ("system", True),
         ("memory", True),
         ("code", True),
+        ("atomics", True),
         ("trampolines", True),
         ("room", True),
         ("threads", True),

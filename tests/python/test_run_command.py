@@ -172,6 +172,14 @@ def test_stats_come_last(start, run, write, end):
 
 
 @live
+def test_stats_say_how_long_lulls_were(run):
+    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    ended = run("--stats", "-c", busy, env={"REFBUF_LULLS": "1"})
+    *_, (name, seconds, unit) = (line.rsplit(maxsplit=2) for line in ended.err.splitlines())
+    assert (name.strip(), unit) == ("in lulls", "s") and 0.1 <= float(seconds) < 10, ended
+
+
+@live
 def test_stats_survive_a_program_without_standard_error(run):
     ended = run("--stats", "-c", "import sys; sys.stderr = None")
     assert ended.out == "" and "hits" in ended.err

@@ -120,6 +120,7 @@ def _report(results: Results, matrix: Matrix, meta: dict[str, Any], added: list[
         "rounds": results.rounds,
         "cpu_share": round(results.cpu_share, 3),
         "sites": results.sites,
+        "lulls": results.lulls,
         "summary": {name: report.short(value) for name, value in figures._asdict().items()},
     }
     meta["notes"] = report.notes(meta, matrix, results, added)

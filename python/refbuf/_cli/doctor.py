@@ -41,7 +41,7 @@ OLDEST, NEWEST = (3, 13), (3, 15)
 TRIED = ((3, 13),)
 HERE = sys.version_info[:2]
 # What the native module checks, each only where all before are good.
-NATIVE = ("system", "memory", "atomics", "code", "trampolines", "room", "threads")
+NATIVE = ("system", "memory", "code", "atomics", "trampolines", "room", "threads")
 NOT_MADE = "not checked: something before it stands in the way"
 
 MARKS = {True: "✓", False: "✗", None: "·"}

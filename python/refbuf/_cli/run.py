@@ -30,6 +30,10 @@ options:
   --heartbeat MS  milliseconds between two beats, 0.5 to 60000 (usually 10)
   -h, --help      this text
 
+Where the processor's atomic operations are cheap, the interpreter runs its own
+instructions as long as one thread at a time runs. REFBUF_LULLS=0 in the environment
+has it count through the buffers all the time, REFBUF_LULLS=1 has it so everywhere.
+
 Options of python's own come before -m refbuf: python -X dev -m refbuf run app.py
 
 Processes that the program starts with multiprocessing are buffered too, whatever

@@ -80,6 +80,8 @@ class Results(NamedTuple):
     """What planning and preparing live mode took, in milliseconds, in the median."""
     sites: int
     """Instructions that live mode replaced, at the least."""
+    lulls: bool = False
+    """Whether live mode's sites were as they were while one thread ran."""
 
 
 class Summary(NamedTuple):
@@ -144,6 +146,7 @@ def measure(
         gil_enabled=any(answer.gil_enabled for answer in answers),
         install_ms=1000 * median(answer.install_seconds for answer in answers if answer.install_seconds),
         sites=min(answer.sites for answer in answers if answer.sites),
+        lulls=any(answer.lulls for answer in answers),
     )
 
 

@@ -42,6 +42,8 @@ class Answer(NamedTuple):
     """Whether the threads took turns."""
     counts: int | None = None
     """Increments and decrements that came to refbuf, where it was loaded; see `refbuf.Stats`."""
+    lulls: bool | None = None
+    """Whether the sites are as they were while one thread at a time runs; None without live mode."""
 
 
 class _Start:
@@ -95,6 +97,7 @@ def run(loop: Callable[[int], int], threads: int, seconds: float) -> Answer:
         sites=report and report.sites,
         gil_enabled=getattr(sys, "_is_gil_enabled", lambda: True)(),
         counts=after.operations - before.operations if counted else None,
+        lulls=report and report.lulls,
     )
 
 

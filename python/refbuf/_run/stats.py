@@ -26,6 +26,8 @@ def _print(process: int) -> None:
         "atomics": f"{stats.atomics:,}",
         "threads": f"{stats.threads:,}",
     }
+    if lulls := refbuf._refbuf.live_lulls():
+        table["in lulls"] = f"{lulls[2]:.1f} s"
     width = max(map(len, table.values()))
     lines = ["refbuf:", *(f"  {name:<13}  {value:>{width}}" for name, value in table.items())]
     print("\n".join(lines), file=sys.__stderr__, flush=True)

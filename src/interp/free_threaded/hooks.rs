@@ -29,11 +29,11 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What the settler does besides settling, as long as somebody wants it done.
 pub(crate) trait Watch: Sync {
-    /// A look, detached. Whether another one should follow soon.
-    fn look(&self) -> bool;
+    /// A look, detached. After how long the next one should be; none where nothing is to be watched.
+    fn look(&self) -> Option<Duration>;
 
-    /// If not, after how long; none where nothing is to be watched.
-    fn nap(&self) -> Option<Duration>;
+    /// Whether there is anything to be watched.
+    fn is_wanted(&self) -> bool;
 
     /// Locks that are to be held across a fork.
     fn hold(&self) -> Box<dyn Any>;
@@ -62,8 +62,8 @@ impl Host for Settler {
         let _ = Python::try_attach(|_| work());
     }
 
-    fn chores(&self) -> bool {
-        watch().is_some_and(|watch| watch.look())
+    fn watch(&self) -> Option<Duration> {
+        watch().and_then(|watch| watch.look())
     }
 
     fn thread(&self) -> Thread {
@@ -75,7 +75,7 @@ impl Host for Settler {
     }
 
     fn longest_nap(&self) -> Option<Duration> {
-        settler_thread::longest_nap().into_iter().chain(watch().and_then(|watch| watch.nap())).min()
+        settler_thread::longest_nap()
     }
 
     fn spawn(life: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -103,7 +103,7 @@ impl Service for Objects {
     }
 
     fn is_asked(&self) -> bool {
-        watch().and_then(|watch| watch.nap()).is_some()
+        watch().is_some_and(|watch| watch.is_wanted())
     }
 
     fn hold_more(&self) -> Box<dyn Any> {

@@ -1,0 +1,296 @@
+"""Lulls: live mode's sites are as they were while one thread at a time runs, and jumps as soon as others do.
+
+Each test patches an interpreter of its own. Others run without lulls (conftest.py), so that what they count
+does not depend on the processor.
+"""
+
+import pytest
+import refbuf
+from test_live import FIRST, live
+
+MORE = """
+state = refbuf._refbuf.live_lulls
+
+def is_lull():
+    return state()[0]
+
+def busy(seconds, things=()):
+    "Runs for so long in this thread; counts these things all the time."
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(200):
+            list(things)
+
+def becomes(lull, threads, things=()):
+    "Runs so many threads until there is a lull, or none."
+    end = time.perf_counter() + 20
+    def run():
+        while is_lull() != lull and time.perf_counter() < end:
+            busy(0.001, things)
+    if threads == 1:
+        run()
+    else:
+        in_thread(run, threads)
+    return is_lull() == lull
+"""
+
+
+@pytest.fixture
+def run_lulls(run_python):
+    def run(code, *arguments, **options):
+        return run_python(code, *arguments, first=FIRST + MORE, **options)
+
+    return run
+
+
+@live
+def test_who_asks_for_lulls_has_them(run_lulls):
+    code = """
+    report = refbuf.install(lulls={"True": True, "False": False, "None": None}[sys.argv[1]])
+    main = report.images[0]
+    assert report.lulls == report.as_dict()["lulls"] == (state() is not None) == (main.hooked == ())
+    print(report.lulls)
+    refbuf.uninstall()
+    assert state() is None
+    """
+    answers = {
+        (argument, value): run_lulls(code, argument, env={"REFBUF_LULLS": value}).strip()
+        for argument in ("True", "False", "None")
+        for value in ("0", "1")
+    }
+    assert answers == {
+        (argument, value): argument if argument != "None" else str(value == "1") for argument, value in answers
+    }
+
+
+@live
+def test_the_processor_decides_where_nobody_does(run_lulls):
+    run_lulls(
+        """
+        from refbuf._cli.doctor import examine
+        atomics, = (check for check in examine()["checks"] if check["name"] == "atomics")
+        assert atomics["ok"], atomics
+        assert ("in lulls" in atomics["detail"]) == refbuf.install().lulls, atomics
+        """,
+        env={"REFBUF_LULLS": ""},
+    )
+
+
+def test_what_the_environment_says_must_make_sense(run_python):
+    code = """
+    import refbuf
+    try:
+        refbuf.install()
+    except refbuf.UnsupportedError as error:
+        print(error)
+    assert not refbuf.installed()
+    """
+    assert run_python(code, env={"REFBUF_LULLS": "yes"}) == "REFBUF_LULLS must be 1, 0 or empty, not 'yes'\n"
+
+
+@live
+def test_sites_are_as_they_were_while_one_thread_runs(run_lulls):
+    run_lulls("""
+    before = code()
+    refbuf.install(lulls=True)
+    during = None
+    for _ in range(3):
+        assert becomes(True, threads=1)
+        assert {key: value for key, value in code().items() if key in before} == before
+        assert becomes(False, threads=2)
+        # Takes less than the 50 ms that must pass before the next lull.
+        now = code()
+        during = during or now
+        assert now == during != before
+    becomes(True, threads=1)
+    is_now, begun, seconds = state()
+    assert is_now and begun >= 4 and seconds > 0
+    refbuf.uninstall()
+    assert state() is None
+    assert {key: value for key, value in code().items() if key in before} == before
+    """)
+
+
+@live
+def test_a_lull_may_be_uninstalled_and_what_was_installed_may_be_otherwise(run_lulls):
+    run_lulls("""
+    before = code()
+    for lulls in (True, False, True, True, False):
+        report = refbuf.install(lulls=lulls)
+        assert report.lulls == lulls and refbuf.installed()
+        if lulls:
+            assert becomes(True, threads=1) and refbuf.installed() and refbuf.install() is report
+        else:
+            busy(0.03)
+            assert code() != before
+        refbuf.uninstall()
+        assert {key: value for key, value in code().items() if key in before} == before
+    """)
+
+
+@live
+def test_counts_are_exact_however_often_it_changes(run_lulls):
+    run_lulls(
+        """
+        refbuf.install(lulls=True)
+        class Thing:
+            pass
+        things = [Thing() for _ in range(30)]
+        deaths = []
+        for thing in things:
+            weakref.finalize(thing, deaths.append, id(thing)).atexit = False
+        refbuf.flush_all()
+        counts = [sys.getrefcount(thing) for thing in things]
+        end = time.perf_counter() + 20
+        while state()[1] < 7 and time.perf_counter() < end:
+            assert becomes(False, threads=2, things=things)
+            in_thread(lambda: busy(0.01, things), 3)
+            assert becomes(True, threads=1, things=things)
+        assert refbuf.stats().hits > 1000
+        refbuf.flush_all()
+        assert [sys.getrefcount(thing) for thing in things] == counts
+        assert not deaths
+        expected = sorted(map(id, things))
+        del thing
+        in_thread(things.clear)
+        assert eventually(lambda: len(deaths) == 30)
+        time.sleep(0.05)
+        assert sorted(deaths) == expected
+        """,
+        timeout=100,
+    )
+
+
+@live
+def test_what_two_threads_share_goes_through_the_buffers(run_lulls):
+    run_lulls("""
+    refbuf.install(lulls=True)
+    assert becomes(True, threads=1)
+    thing = object()
+    alone = refbuf.stats()
+    in_thread(lambda: busy(0.1, [thing] * 100))
+    in_lull = refbuf.stats()
+    assert in_lull.hits - alone.hits < 100_000, (alone, in_lull)
+    assert becomes(False, threads=2, things=[thing] * 100)
+    in_thread(lambda: busy(0.2, [thing] * 100), 2)
+    assert refbuf.stats().hits - in_lull.hits > 100_000
+    """)
+
+
+@live
+def test_an_extension_that_is_loaded_in_a_lull_is_patched_when_it_ends(run_lulls):
+    run_lulls("""
+    report = refbuf.install(lulls=True)
+    assert becomes(True, threads=1)
+    import _testcapi
+    def its_code():
+        return {key: value for key, value in code().items() if "_testcapi" in key[0]}
+    before = its_code()
+    assert before
+    assert becomes(False, threads=2)
+    assert its_code() != before
+    assert becomes(True, threads=1)
+    assert its_code() == before
+    refbuf.uninstall()
+    assert its_code() == before
+    """)
+
+
+@live
+@pytest.mark.parametrize("by", ["a lull", "threads"])
+def test_a_forked_child_has_lulls_of_its_own(run_lulls, by):
+    run_lulls(
+        """
+        import os
+        refbuf.install(lulls=True)
+        assert becomes(sys.argv[1] == "a lull", threads=1 if sys.argv[1] == "a lull" else 2)
+        things = [object() for _ in range(10)]
+        for _ in range(5):
+            child = os.fork()
+            if not child:
+                try:
+                    assert becomes(True, threads=1, things=things)
+                    assert becomes(False, threads=2, things=things)
+                    assert becomes(True, threads=1, things=things)
+                    os._exit(0)
+                except BaseException as error:
+                    print(repr(error), file=sys.stderr, flush=True)
+                    os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert becomes(False, threads=2, things=things)
+        assert becomes(True, threads=1, things=things)
+        """,
+        by,
+    )
+
+
+@live
+def test_forks_may_come_while_it_changes(run_lulls):
+    """As a child of the C library's fork, which asks nobody: the settler may be at it."""
+    run_lulls(
+        """
+        import ctypes, os
+        libc = ctypes.PyDLL(None)
+        gc.disable()  # In such a child it would wait for threads that are not there.
+        refbuf.install(lulls=True)
+        stop = time.perf_counter() + 3
+        def alternate():
+            while time.perf_counter() < stop:
+                assert becomes(False, threads=2)
+                assert becomes(True, threads=1)
+        alternating = threading.Thread(target=alternate)
+        alternating.start()
+        forks = 0
+        while time.perf_counter() < stop:
+            child = libc.fork()
+            if not child:
+                # Either waits for a lock that the parent's settler may have held.
+                refbuf._refbuf.live_lulls()
+                refbuf._refbuf.live_trampolines()
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            forks += 1
+            time.sleep(0.002)
+        alternating.join()
+        assert forks > 10 and state()[1] > 1
+        """
+    )
+
+
+@live
+def test_it_is_not_another_thread_for_fork(run_lulls):
+    """Python warns of a fork in a process with several threads: the settler that looks is none by then."""
+    run_lulls("""
+    import os, warnings
+    refbuf.install(lulls=True)
+    assert becomes(True, threads=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+            busy(0.02)
+    assert becomes(False, threads=2)
+    """)
+
+
+@live
+def test_what_is_recorded_is_recorded_all_the_time(run_lulls):
+    run_lulls(
+        """
+        from refbuf import _live
+        _live.record(1000)
+        assert state() is None
+        during = code()
+        busy(0.1)
+        assert code() == during
+        """,
+        env={"REFBUF_LULLS": "1"},
+    )
+
+
+def test_elsewhere_there_are_none():
+    if not refbuf.installed():
+        assert refbuf._refbuf.live_lulls() is None
