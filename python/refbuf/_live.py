@@ -134,9 +134,7 @@ def _warn(what: str) -> None:
 _create_and_patch: Callable[..., Any] = _refbuf.live_creator(sys.audit, _load_and_patch, _create_dynamic)
 
 
-def install(
-    extensions: bool = True, perf_map: bool = False, lulls: bool | None = None
-) -> InstallReport:
+def install(extensions: bool = True, perf_map: bool = False, lulls: bool | None = None) -> InstallReport:
     """Has the interpreter count through the buffers, and its extension modules as well.
 
     extensions: also those that are loaded, and those that will be.

@@ -58,9 +58,9 @@ def test_who_asks_for_lulls_has_them(run_lulls):
         for argument in ("True", "False", "None")
         for value in ("0", "1")
     }
-    assert answers == {
-        (argument, value): argument if argument != "None" else str(value == "1") for argument, value in answers
-    }
+    said = {"True": dict.fromkeys("01", "True"), "False": dict.fromkeys("01", "False")}
+    said["None"] = {"0": "False", "1": "True"}
+    assert answers == {(argument, value): said[argument][value] for argument, value in answers}
 
 
 @live

@@ -41,9 +41,9 @@ def notes(meta: dict[str, Any], matrix: Matrix, results: Results, added: list[st
         found.append("the GIL was enabled, so threads took turns, and little contends")
     if results.lulls:
         found.append(
-            "there are lulls on this processor: with one thread live runs the interpreter's own instructions, and "
-            "its scaling is over their speed; REFBUF_LULLS=0 in the environment measures the buffers with one "
-            "thread, too"
+            "there are lulls on this processor: with one thread live runs the interpreter's own "
+            "instructions, and its scaling is over their speed; REFBUF_LULLS=0 in the environment measures "
+            "the buffers with one thread, too"
         )
     share = None if results.gil_enabled else results.cpu_share
     return found + shortcomings(meta, matrix, results.rounds, share, added)
