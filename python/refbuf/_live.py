@@ -69,12 +69,16 @@ class InstallReport(NamedTuple):
         )
 
 
+# For tests, "never": what is patched where there are lulls, but none begins.
+_LULLS: dict[str, bool | None] = {"": None, "0": False, "1": True, "never": True}
+
+
 def lulls_wanted() -> bool | None:
     """What the environment says of lulls: REFBUF_LULLS is 1 or 0; None if it says nothing."""
     value = os.environ.get("REFBUF_LULLS", "")
-    if value not in ("", "0", "1"):
+    if value not in _LULLS:
         raise UnsupportedError(f"REFBUF_LULLS must be 1, 0 or empty, not {value!r}")
-    return bool(int(value)) if value else None
+    return _LULLS[value]
 
 
 def _image_report(found: dict[str, Any]) -> ImageReport:
@@ -141,11 +145,12 @@ def install(extensions: bool = True, perf_map: bool = False, lulls: bool | None 
     lulls: whether the sites become again what they were while one thread at a time runs, and
         jumps as soon as others run; if None, as the environment variable REFBUF_LULLS says, 1 or
         0, and without it where the processor's atomic operations cost less than a jump and back.
+        None where `_Py_DecRefShared` is of a form that could not be changed while others run.
     perf_map: perf and gdb can name the trampolines: they are listed in /tmp/perf-PID.map, in
         which other generated code of the process may be as well, though not in that of a forked
         child; gdb is told through its interface for generated code.
 
-    Again where it is installed: the report of the first time. Raises UnsupportedError,
+    Again where it is installed: the report of the first time, whatever is asked for. Raises UnsupportedError,
     and changes nothing, where live mode cannot be used: not x86-64 Linux, a build with a
     GIL or a debug build, memory that may not be changed, or while other Python threads run.
     """
@@ -155,13 +160,16 @@ def install(extensions: bool = True, perf_map: bool = False, lulls: bool | None 
     if lulls is None:
         lulls = lulls_wanted()
     found = _refbuf.live_install(list(loaded_extensions()) if extensions else [], lulls)
+    if os.environ.get("REFBUF_LULLS") == "never":
+        _refbuf.live_hold_lull(False)
+    images = tuple(_image_report(image) for image in found)
+    # Before what may fail, so that it is known to be installed.
+    _report = InstallReport(images, _refbuf.live_lulls() is not None)
     if extensions:
         _imp.create_dynamic = _create_and_patch
     if perf_map:
         _named = set()
         _name_trampolines()
-    images = tuple(_image_report(image) for image in found)
-    _report = InstallReport(images, _refbuf.live_lulls() is not None)
     return _report
 
 

@@ -4,7 +4,8 @@
 //! unchanged by two looks after the one that saw its last change is cold, so an
 //! object whose last program reference went into a slot is released between 1
 //! and 1.5 heartbeats later. Only where there is something to settle does the
-//! settler attach. Where nothing is held it sleeps until it is woken.
+//! settler attach. Where nothing is held, and nothing else to be watched, it sleeps until
+//! it is woken.
 //!
 //! | `phase` | means |
 //! |---|---|
@@ -285,7 +286,7 @@ impl Heartbeat {
     /// Beats until told to stop.
     fn work<O: Counted>(&self, registry: &'static Registry<O>, host: &impl Host, number: u32) {
         // Nothing is cold yet. And in a forked child others are still at their hooks.
-        self.pause(host, self.period() / LOOKS, host.watch());
+        self.pause(host, host.watch());
         while !self.stop.load(Ordering::SeqCst) {
             let beat = registry.beat();
             if beat.work {
@@ -298,10 +299,8 @@ impl Heartbeat {
             let (soon, watched) = (self.period() / LOOKS, host.watch());
             if host.is_alone() {
                 self.stop.store(true, Ordering::SeqCst);
-            } else if is_left | beat.work | beat.occupied {
-                self.pause(host, soon, watched);
-            } else if let Some(again) = watched.filter(|again| *again <= soon) {
-                thread::park_timeout(again);
+            } else if is_left | beat.work | beat.occupied | watched.is_some_and(|again| again <= soon) {
+                self.pause(host, watched);
             } else if registry.fall_idle() {
                 let nap = host.longest_nap().into_iter().chain(watched).min();
                 nap.map_or_else(thread::park, thread::park_timeout);
@@ -311,11 +310,12 @@ impl Heartbeat {
 
     /// Until the next look at the buffers, or somebody wakes the settler. What it watches may
     /// want to be looked at meanwhile.
-    fn pause(&self, host: &impl Host, time: Duration, mut watched: Option<Duration>) {
-        let end = Instant::now() + time;
+    fn pause(&self, host: &impl Host, mut watched: Option<Duration>) {
+        let began = Instant::now();
         loop {
             let now = Instant::now();
-            let left = end.saturating_duration_since(now);
+            // Asked each time: the wake that told of another period may have come with the end of a piece.
+            let left = (self.period() / LOOKS).saturating_sub(now - began);
             let piece = watched.map_or(left, |again| again.min(left));
             thread::park_timeout(piece);
             if now.elapsed() < piece || piece == left || self.stop.load(Ordering::SeqCst) {

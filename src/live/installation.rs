@@ -214,8 +214,9 @@ fn install_quietly(
     let images = chosen(extensions);
     let starts: Vec<usize> = images.iter().map(|image| image.span().start).collect();
     let mut known = lock(&KNOWN);
-    match installed(&known) {
-        Some(other) if other != purpose => return Err(in_use(other).into()),
+    match known.iter().find(|known| known.is_installed()) {
+        Some(other) if other.purpose != purpose => return Err(in_use(other.purpose).into()),
+        Some(other) if other.hook != hook => return Err(ANOTHER_WAY.into()),
         _ => {}
     }
     if !images.iter().any(|image| image.holds(entry())) {
@@ -238,20 +239,24 @@ fn install_quietly(
         // First: once a settler runs again, what it releases must not come back to the buffers.
         interp::set_original_release(original);
     }
-    for index in 0..wanted.len() {
+    // What was installed before stays as it is.
+    let mut new: Vec<&mut &mut Known> = wanted.iter_mut().filter(|known| !known.is_installed()).collect();
+    for index in 0..new.len() {
         // SAFETY: no other thread has a state, and the settlers have ended.
-        if let Err(error) = unsafe { wanted[index].patch.apply() } {
-            let sentence = cannot(wanted[index], &error);
-            for known in &mut wanted[..index] {
+        if let Err(error) = unsafe { new[index].patch.apply() } {
+            let sentence = cannot(new[index], &error);
+            for known in &mut new[..index] {
                 // SAFETY: as above; nobody has run a trampoline.
                 known.state = if unsafe { known.patch.revert() }.is_ok() { State::Left } else { State::Applied };
             }
-            interp::set_original_release(entry());
+            if !wanted.iter().any(|known| known.is_installed() && known.patch.original().is_some()) {
+                interp::set_original_release(entry());
+            }
             return Err(sentence);
         }
-        wanted[index].state = State::Applied;
+        new[index].state = State::Applied;
     }
-    if hook == Hook::Swap {
+    if hook == Hook::Swap && lock(&LULLS).is_none() {
         *lock(&LULLS) = Some(Lulls::new());
         interp::set_watch(&Watching);
     }
@@ -260,6 +265,10 @@ fn install_quietly(
 
 /// The interpreter's function, without which nothing is what it seems.
 const NOWHERE: &str = "_Py_DecRefShared is in no loaded file";
+
+/// One of the two ways to hook it is in use.
+const ANOTHER_WAY: &str =
+    "live mode is installed, with lulls or without them as it was asked for then: uninstall it first";
 
 fn in_use(by: Purpose) -> &'static str {
     match by {
@@ -436,7 +445,7 @@ impl interp::Watch for Watching {
         let step = lulls.look(BEGAN.get_or_init(Instant::now).elapsed(), used);
         let succeeded = match step {
             Step::None => true,
-            Step::Begin => change(&mut known, State::Applied, State::Resting),
+            Step::Begin => begin(&mut known),
             Step::End => change(&mut known, State::Resting, State::Applied),
         };
         lulls.done(step, succeeded);
@@ -453,6 +462,27 @@ impl interp::Watch for Watching {
     }
 }
 
+/// Begins a lull everywhere, or nowhere. True also where some that rest cannot be brought back: then there is
+/// one, and its end will be tried again.
+fn begin(known: &mut [Known]) -> bool {
+    change(known, State::Applied, State::Resting) || !change(known, State::Resting, State::Applied)
+}
+
+/// For tests: begins or ends a lull now; none begins or ends by itself any more. False where it could not be done.
+pub(crate) fn hold_lull(is_lull: bool) -> bool {
+    let mut known = lock(&KNOWN);
+    let mut watched = lock(&LULLS);
+    let Some(lulls) = watched.as_mut() else { return false };
+    lulls.hold();
+    let (step, succeeded) = match (lulls.is_lull(), is_lull) {
+        (false, true) => (Step::Begin, begin(&mut known)),
+        (true, false) => (Step::End, change(&mut known, State::Resting, State::Applied)),
+        _ => (Step::None, true),
+    };
+    lulls.done(step, succeeded);
+    succeeded
+}
+
 /// A clock's zero.
 static BEGAN: OnceLock<Instant> = OnceLock::new();
 
@@ -460,8 +490,8 @@ static BEGAN: OnceLock<Instant> = OnceLock::new();
 /// has stayed as it was.
 fn change(known: &mut [Known], from: State, to: State) -> bool {
     let mut all = true;
-    for known in known.iter_mut().filter(|known| known.state == from) {
-        // SAFETY: of what is installed with lulls, only sites are changed, and no function.
+    for known in known.iter_mut().filter(|known| known.state == from && known.patch.is_of_sites()) {
+        // SAFETY: only sites are changed, and no function.
         let done = unsafe {
             if to == State::Applied {
                 known.patch.apply()

@@ -33,8 +33,8 @@ pub const SOON: Duration = Duration::from_millis(5);
 const ACTIVE: f64 = 0.02;
 /// Between looks at one that does nothing, at the most.
 const LONGEST_NAP: Duration = Duration::from_millis(100);
-/// Seconds without another try, where the code could not be changed.
-const PATIENCE: f64 = 1.0;
+/// How long it is not tried again, where the code could not be changed.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A locked addition is cheap that takes fewer plain ones than this. It is 7 or 8 on AMD's Zen, and 18 to 20 on
 /// Intel's processors (uops.info), where a jump to a trampoline, and the way through it, take less.
@@ -57,8 +57,12 @@ pub struct Lulls {
     /// Since when, and what had been used then.
     last: Option<(Duration, Duration)>,
     is_lull: bool,
-    /// Seconds of others; below zero: not to be tried again yet.
+    /// Seconds of others.
     surplus: f64,
+    /// What could not be done is not tried again before.
+    not_before: Duration,
+    /// Nothing changes by itself.
+    is_held: bool,
     /// Seconds without.
     calm: f64,
     /// Of them, for a lull to begin.
@@ -84,6 +88,8 @@ impl Lulls {
             last: None,
             is_lull: false,
             surplus: 0.0,
+            not_before: Duration::ZERO,
+            is_held: false,
             calm: needed,
             needed,
             lasted: 0.0,
@@ -107,27 +113,25 @@ impl Lulls {
             let is_active = used > ACTIVE * seconds;
             self.wait = if is_active { SOON } else { (2 * self.wait).min(LONGEST_NAP) };
         }
-        self.surplus = (self.surplus + used - ONE * seconds).max(self.surplus.min(0.0));
-        if self.is_lull {
+        self.surplus = (self.surplus + used - ONE * seconds).max(0.0);
+        let step = if self.is_lull {
             self.lasted += used;
             self.total += passed;
-            return if self.surplus > SURPLUS { Step::End } else { Step::None };
-        }
-        self.calm += used;
-        if self.surplus > SURPLUS {
-            (self.surplus, self.calm) = (0.0, 0.0);
-        }
-        if last.is_some() && self.surplus >= 0.0 && self.calm >= self.needed {
-            Step::Begin
+            Some(Step::End).filter(|_| self.surplus > SURPLUS)
         } else {
-            Step::None
-        }
+            self.calm += used;
+            if self.surplus > SURPLUS {
+                (self.surplus, self.calm) = (0.0, 0.0);
+            }
+            Some(Step::Begin).filter(|_| last.is_some() && self.calm >= self.needed)
+        };
+        step.filter(|_| now >= self.not_before && !self.is_held).unwrap_or(Step::None)
     }
 
     /// The step has been taken, or could not be.
     pub fn done(&mut self, step: Step, succeeded: bool) {
         if !succeeded {
-            (self.surplus, self.calm) = (-PATIENCE, 0.0);
+            self.not_before = self.last.map_or(Duration::ZERO, |(now, _)| now) + PATIENCE;
             return;
         }
         match step {
@@ -143,6 +147,11 @@ impl Lulls {
         }
         self.is_lull = step == Step::Begin;
         (self.surplus, self.calm) = (0.0, 0.0);
+    }
+
+    /// From now on nothing begins or ends by itself. For tests.
+    pub fn hold(&mut self) {
+        self.is_held = true;
     }
 
     /// Whether there is one.
@@ -331,6 +340,31 @@ mod tests {
             }
         }
         assert!((3..=5).contains(&tries), "{tries} in 3.5 seconds");
+    }
+
+    #[test]
+    fn a_lull_that_could_not_begin_is_tried_again_while_one_thread_runs() {
+        let mut lulls = Lulls::new();
+        let mut at = (Duration::ZERO, Duration::ZERO);
+        let mut tries = Vec::new();
+        for _ in 0..700 {
+            at = (at.0 + SOON, at.1 + SOON);
+            let step = lulls.look(at.0, at.1);
+            if step == Step::Begin {
+                tries.push(at.0.as_secs_f64());
+                lulls.done(step, tries.len() == 3);
+            }
+        }
+        assert_eq!(tries.len(), 3, "{tries:?}");
+        assert!(tries[1] - tries[0] >= 1.0 && tries[1] - tries[0] < 1.02 && lulls.is_lull());
+    }
+
+    #[test]
+    fn what_is_held_stays() {
+        let (mut lulls, mut at) = begun();
+        lulls.hold();
+        assert_eq!(watch(&mut lulls, &mut at, 1.0, 2.0), []);
+        assert!(lulls.is_lull());
     }
 
     #[test]

@@ -99,6 +99,10 @@ mod here {
         None
     }
 
+    pub(super) fn hold_lull(_is_lull: bool) -> bool {
+        false
+    }
+
     pub(super) fn trampolines() -> Vec<(Range<usize>, String)> {
         Vec::new()
     }
@@ -225,6 +229,13 @@ fn live_lulls() -> Option<(bool, u64, f64)> {
     here::lulls().map(|(is_lull, begun, total)| (is_lull, begun, total.as_secs_f64()))
 }
 
+/// For tests: begins or ends a lull now, and none begins or ends by itself any more. False where
+/// there are none, or the code could not be changed.
+#[pyfunction]
+fn live_hold_lull(py: Python<'_>, lull: bool) -> bool {
+    py.detach(|| here::hold_lull(lull))
+}
+
 /// Of all that is installed: (address, bytes, what it stands for) of each trampoline.
 #[pyfunction]
 fn live_trampolines() -> Vec<(usize, usize, String)> {
@@ -251,6 +262,7 @@ pub(super) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(live_creator, module)?)?;
     module.add_function(wrap_pyfunction!(live_uninstall, module)?)?;
     module.add_function(wrap_pyfunction!(live_lulls, module)?)?;
+    module.add_function(wrap_pyfunction!(live_hold_lull, module)?)?;
     module.add_function(wrap_pyfunction!(live_trampolines, module)?)?;
     module.add_function(wrap_pyfunction!(live_tell_gdb, module)?)
 }

@@ -89,6 +89,13 @@ def details(found):
     return {check["name"]: check["detail"] for check in found["checks"]}
 
 
+def test_an_environment_that_makes_no_sense_is_said(here, examine, monkeypatch):
+    here()
+    monkeypatch.setenv("REFBUF_LULLS", "maybe")
+    found, _ = examine()
+    assert found["reason"] == "REFBUF_LULLS must be 1, 0 or empty, not 'maybe'"
+
+
 def test_where_all_is_well(here, examine):
     here()
     found, text = examine()

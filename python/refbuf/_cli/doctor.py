@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .. import __version__, _refbuf
-from .._live import loaded_extensions, lulls_wanted
+from .._live import UnsupportedError, loaded_extensions, lulls_wanted
 from .parser import Parser
 
 DESCRIPTION = """Says whether live mode (python -m refbuf run, refbuf.install) can be used with this
@@ -73,8 +73,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def examine() -> dict[str, Any]:
     """All that is found, as EPILOG describes it."""
-    native = _refbuf.live_examine(list(loaded_extensions()), lulls_wanted())
     own = list(_own_checks())
+    try:
+        lulls = lulls_wanted()
+    except UnsupportedError as error:
+        lulls = None
+        own.append(Check("environment", False, str(error)))
+    native = _refbuf.live_examine(list(loaded_extensions()), lulls)
     checks = {name: Check(name, None, NOT_MADE) for name in NATIVE}
     # Where one of ours fails, it has the same to say.
     if all(check.ok is not False for check in own):

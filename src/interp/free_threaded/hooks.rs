@@ -156,6 +156,10 @@ pub(crate) fn flush_all(py: Python<'_>) {
 
 fn settle_all() {
     BUFFERS.heartbeat.retry();
+    // The system may have refused a thread, and nobody may miss who would start another.
+    if Objects.is_asked() {
+        BUFFERS.start_settler(Settler);
+    }
     // SAFETY: attached to the main interpreter, outside the gate, where
     // finalizers may run: called from Python.
     unsafe {

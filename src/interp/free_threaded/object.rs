@@ -268,7 +268,8 @@ pub(crate) unsafe fn release_foreign(op: *mut PyObject) {
     mem::forget(guard);
 }
 
-/// `_Py_DecRefShared`, or in live mode what it was before.
+/// `_Py_DecRefShared`, or in live mode what it was before its entry was hooked. Where its swap is, it
+/// asks once more whether the reference can be taken in.
 static RELEASE: AtomicPtr<()> = AtomicPtr::new(_Py_DecRefShared as *mut ());
 
 /// The address of `_Py_DecRefShared`, also where calls of it go through a table.

@@ -5,7 +5,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::{
     dword_ptr, eax, ptr as at, qword_ptr, r12, r8, r9b, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, AsmRegister64,
@@ -413,37 +414,43 @@ fn sites_change_while_other_threads_run_them() {
     let patch = unsafe { Patch::prepare(&fixture.image, &plan, &helped()) }.unwrap();
     let before = fixture.bytes();
     let stop = AtomicBool::new(false);
+    let seen: [AtomicU32; 2] = Default::default();
+    let (fixture, stop) = (&fixture, &stop);
     let counted = std::thread::scope(|scope| {
-        let run = || {
+        let run = |seen: &AtomicU32| {
             let mut object: Object = [0, 0, 4 << 20, 0];
             let address = ptr::from_mut(&mut object) as u64;
             let mut slots = [[address, 1000], [0, 0]];
             let mut buffer = Buffer { busy: 0, attention: 0, byte_mask: 0, slots: slots.as_mut_ptr(), skip: -1 };
             WORD.set(ptr::from_mut(&mut buffer) as usize);
-            let mut rounds = 0_u64;
+            // SAFETY: the slots of this thread, which its code has changed.
+            let word = || unsafe { buffer.slots.read_volatile() }[1];
+            let mut refunds = 0;
             while !stop.load(Ordering::Relaxed) {
                 fixture.call(0, [address, 0, 0]);
                 assert_eq!(fixture.call(1, [address, 0, 0]), 0);
-                rounds += 1;
+                let before = std::mem::replace(&mut refunds, word() >> 24);
+                seen.fetch_or(if refunds == before { 1 } else { 2 }, Ordering::Relaxed);
             }
-            let (references, credits) = (object[SHARED] / 4, slots[0][1] & 0xFF_FFFF);
-            (rounds, slots[0][1] >> 24, references as i64 - credits as i64)
+            (object[SHARED] / 4) as i64 - (word() & 0xFF_FFFF) as i64
         };
-        let workers = [scope.spawn(run), scope.spawn(run)];
-        for _ in 0..500 {
+        let [one, other] = &seen;
+        let workers = [scope.spawn(move || run(one)), scope.spawn(move || run(other))];
+        let began = Instant::now();
+        let mut changes = 0;
+        while changes < 1000 || seen.iter().any(|seen| seen.load(Ordering::Relaxed) != 3) {
+            assert!(began.elapsed() < Duration::from_secs(60), "a worker that has not seen both");
             // SAFETY: a site is one instruction, and trampolines stay.
             unsafe { patch.apply() }.unwrap();
             // SAFETY: as above.
             unsafe { patch.revert() }.unwrap();
+            changes += 2;
         }
         stop.store(true, Ordering::Relaxed);
         workers.map(|worker| worker.join().unwrap())
     });
     assert_eq!(fixture.bytes(), before);
-    for (rounds, refunds, references) in counted {
-        assert!(refunds > 0 && rounds > refunds, "{refunds} of {rounds}: some through the table, others not");
-        assert_eq!(references, (1 << 20) - 1000, "in {rounds} rounds");
-    }
+    assert_eq!(counted, [(1 << 20) - 1000; 2]);
 }
 
 /// Within one line of the caches, so that no part of it is locked with another line.
