@@ -32,7 +32,7 @@ options:
 
 Where the processor's atomic operations are cheap, the interpreter runs its own
 instructions as long as one thread at a time runs. REFBUF_LULLS=0 in the environment
-has it count through the buffers all the time, REFBUF_LULLS=1 has it so everywhere.
+has it count through the buffers all the time, REFBUF_LULLS=1 has it so on others, too.
 
 Options of python's own come before -m refbuf: python -X dev -m refbuf run app.py
 

@@ -5,8 +5,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::{
     dword_ptr, eax, ptr as at, qword_ptr, r12, r8, r9b, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, AsmRegister64,
@@ -19,23 +17,23 @@ use crate::lab::trace::{self, Event, Trace};
 use crate::live::image::Image;
 use crate::live::memory::Pages;
 use crate::live::patch::Patch;
-use crate::live::plan::{plan_functions, Form, Hook, Plan, Site, JUMP, NO_SWAP};
+use crate::live::plan::{plan_functions, Form, Hook, Plan, Site, JUMP};
 use crate::live::recorder;
 use crate::live::trampoline::{Context, Purpose};
 use crate::live::trial::thread_pointer;
 
 /// An object: its shared count is the third word.
-type Object = [u64; 4];
-const SHARED: usize = 2;
+pub(super) type Object = [u64; 4];
+pub(super) const SHARED: usize = 2;
 
 /// A table of one pair of slots.
 #[repr(C)]
-struct Buffer {
-    busy: u32,
-    attention: u32,
-    byte_mask: usize,
-    slots: *mut [u64; 2],
-    skip: i64,
+pub(super) struct Buffer {
+    pub(super) busy: u32,
+    pub(super) attention: u32,
+    pub(super) byte_mask: usize,
+    pub(super) slots: *mut [u64; 2],
+    pub(super) skip: i64,
 }
 
 thread_local! {
@@ -62,7 +60,7 @@ unsafe extern "C" fn decrement(object: *mut Object) {
     unsafe { (*object)[SHARED] -= 4 };
 }
 
-fn helped() -> Context {
+pub(super) fn helped() -> Context {
     Context {
         purpose: Purpose::Buffer {
             increment: increment as unsafe extern "C" fn(*mut Object) as usize,
@@ -76,10 +74,10 @@ fn helped() -> Context {
 type Write = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
 /// Code in memory, as an image.
-struct Fixture {
+pub(super) struct Fixture {
     pages: Pages,
-    image: Image,
-    functions: Vec<Range<usize>>,
+    pub(super) image: Image,
+    pub(super) functions: Vec<Range<usize>>,
 }
 
 impl Fixture {
@@ -92,7 +90,7 @@ impl Fixture {
     }
 
     /// Functions one behind the other, without a gap.
-    fn new(writes: &[Write]) -> Fixture {
+    pub(super) fn new(writes: &[Write]) -> Fixture {
         let mut pages = Pages::near(here()..here() + 1, 4096).unwrap();
         let mut functions = Vec::new();
         let mut used = 0;
@@ -110,12 +108,12 @@ impl Fixture {
     }
 
     /// Without the interpreter's function; or with it at `entry`.
-    fn plan(&self, entry: usize) -> Result<Plan, String> {
+    pub(super) fn plan(&self, entry: usize) -> Result<Plan, String> {
         // SAFETY: nobody else knows this code.
         unsafe { plan_functions(&self.image, &self.functions, entry, Hook::Entry) }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         // SAFETY: our own pages.
         unsafe { self.image.bytes(self.image.code[0].clone()) }.to_vec()
     }
@@ -125,7 +123,7 @@ impl Fixture {
         self.plan(0).unwrap().left_alone.iter().map(|left| left.reason).collect()
     }
 
-    fn call(&self, function: usize, arguments: [u64; 3]) -> u64 {
+    pub(super) fn call(&self, function: usize, arguments: [u64; 3]) -> u64 {
         let [first, second, third] = arguments;
         // SAFETY: code of this test, of that type.
         unsafe {
@@ -172,7 +170,7 @@ fn look(a: &mut CodeAssembler, object: AsmRegister64) -> Result<(), IcedError> {
 }
 
 /// Counts one more, and keeps its arguments below the stack pointer meanwhile.
-fn leaf(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(super) fn leaf(a: &mut CodeAssembler) -> Result<(), IcedError> {
     look(a, rdi)?;
     a.mov(qword_ptr(rsp - 8), rsi)?;
     a.mov(qword_ptr(rsp - 120), rdx)?;
@@ -183,7 +181,7 @@ fn leaf(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// Counts one more.
-fn adds(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(super) fn adds(a: &mut CodeAssembler) -> Result<(), IcedError> {
     look(a, rdi)?;
     a.lock().add(qword_ptr(rdi + 16), 4)?;
     a.mov(rax, rsi)?;
@@ -220,7 +218,7 @@ fn long_bases(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// Counts one less, as `_Py_DecRefShared`.
-fn drop_reference(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(super) fn drop_reference(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.push(rbx)?;
     a.mov(rbx, rdi)?;
     a.lock().sub(qword_ptr(rbx + 16), 4)?;
@@ -271,7 +269,7 @@ fn the_last_reference_is_dropped_by_the_code_itself() {
 
 /// As gcc has the middle of `_Py_DecRefShared`; rdi is the object, and what is returned
 /// says whether it is dead.
-fn drops(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(super) fn drops(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let (mut again, mut queue, mut end) = (a.create_label(), a.create_label(), a.create_label());
     a.lea(rdx, at(rdi + 16))?;
     a.mov(rax, qword_ptr(rdi + 16))?;
@@ -385,72 +383,6 @@ fn the_entry_brings_credits_and_the_function_can_still_be_called() {
     let original: extern "C" fn(u64) -> u64 = unsafe { std::mem::transmute(patch.original().unwrap()) };
     assert_eq!(original(address), address);
     assert_eq!(object[SHARED], 32);
-}
-
-#[test]
-fn of_the_function_that_drops_references_the_swap_can_do() {
-    let fixture = Fixture::new(&[leaf, drops, drop_reference]);
-    let hooked = |function: usize| {
-        let entry = fixture.functions[function].start;
-        // SAFETY: nobody else knows this code.
-        unsafe { plan_functions(&fixture.image, &fixture.functions, entry, Hook::Swap) }
-    };
-    let plan = hooked(1).unwrap();
-    assert!(plan.entry.is_none() && plan.sites.iter().any(|site| matches!(site.form, Form::Drop { .. })));
-    // SAFETY: nobody else runs this code.
-    let patch = unsafe { Patch::prepare(&fixture.image, &plan, &helped()) }.unwrap();
-    assert!(patch.is_of_sites() && patch.original().is_none());
-    assert_eq!(hooked(2).unwrap_err(), NO_SWAP, "it swaps in another way");
-    let entry = fixture.plan(fixture.functions[1].start).unwrap();
-    // SAFETY: as above.
-    assert!(!unsafe { Patch::prepare(&fixture.image, &entry, &helped()) }.unwrap().is_of_sites());
-}
-
-#[test]
-fn sites_change_while_other_threads_run_them() {
-    let fixture = Fixture::new(&[adds, drops]);
-    let plan = fixture.plan(0).unwrap();
-    // SAFETY: only sites are changed, and the pages stay.
-    let patch = unsafe { Patch::prepare(&fixture.image, &plan, &helped()) }.unwrap();
-    let before = fixture.bytes();
-    let stop = AtomicBool::new(false);
-    let seen: [AtomicU32; 2] = Default::default();
-    let (fixture, stop) = (&fixture, &stop);
-    let counted = std::thread::scope(|scope| {
-        let run = |seen: &AtomicU32| {
-            let mut object: Object = [0, 0, 4 << 20, 0];
-            let address = ptr::from_mut(&mut object) as u64;
-            let mut slots = [[address, 1000], [0, 0]];
-            let mut buffer = Buffer { busy: 0, attention: 0, byte_mask: 0, slots: slots.as_mut_ptr(), skip: -1 };
-            WORD.set(ptr::from_mut(&mut buffer) as usize);
-            // SAFETY: the slots of this thread, which its code has changed.
-            let word = || unsafe { buffer.slots.read_volatile() }[1];
-            let mut refunds = 0;
-            while !stop.load(Ordering::Relaxed) {
-                fixture.call(0, [address, 0, 0]);
-                assert_eq!(fixture.call(1, [address, 0, 0]), 0);
-                let before = std::mem::replace(&mut refunds, word() >> 24);
-                seen.fetch_or(if refunds == before { 1 } else { 2 }, Ordering::Relaxed);
-            }
-            (object[SHARED] / 4) as i64 - (word() & 0xFF_FFFF) as i64
-        };
-        let [one, other] = &seen;
-        let workers = [scope.spawn(move || run(one)), scope.spawn(move || run(other))];
-        let began = Instant::now();
-        let mut changes = 0;
-        while changes < 1000 || seen.iter().any(|seen| seen.load(Ordering::Relaxed) != 3) {
-            assert!(began.elapsed() < Duration::from_secs(60), "a worker that has not seen both");
-            // SAFETY: a site is one instruction, and trampolines stay.
-            unsafe { patch.apply() }.unwrap();
-            // SAFETY: as above.
-            unsafe { patch.revert() }.unwrap();
-            changes += 2;
-        }
-        stop.store(true, Ordering::Relaxed);
-        workers.map(|worker| worker.join().unwrap())
-    });
-    assert_eq!(fixture.bytes(), before);
-    assert_eq!(counted, [(1 << 20) - 1000; 2]);
 }
 
 /// Within one line of the caches, so that no part of it is locked with another line.

@@ -1,5 +1,6 @@
 //! Tests of live mode's machinery; `make test-rust` runs them.
 
+mod changes;
 mod fixtures;
 mod trampolines;
 
