@@ -27,7 +27,7 @@ use super::interpreter::{context, entry, increment, quietly, refuse_others, to_b
 use super::lulls::{self, Lulls, Step};
 use super::memory;
 use super::patch::Patch;
-use super::plan::{self, Form, Hook, Plan};
+use super::plan::{self, Form, Hook, Plan, Refusal};
 use super::recorder;
 use super::selftest::{self, Extent};
 use super::trampoline::{Purpose, Shape};
@@ -106,12 +106,14 @@ struct Planned {
     seconds: f64,
 }
 
-fn planned(image: Image, hook: Hook) -> Result<Planned, String> {
+fn planned(image: Image, hook: Hook) -> Result<Planned, Refusal> {
     let began = Instant::now();
     // SAFETY: only this module changes code, under its lock, and what it has patched it
     // does not plan again, nor while that is applied.
-    let plan =
-        unsafe { plan::plan(&image, entry(), hook) }.map_err(|why| format!("{}: {why}", image.path.display()))?;
+    let plan = unsafe { plan::plan(&image, entry(), hook) }.map_err(|refusal| match refusal {
+        Refusal::Other(why) => Refusal::Other(format!("{}: {why}", image.path.display())),
+        Refusal::NoSwap => refusal,
+    })?;
     Ok(Planned { image, hook, plan, seconds: began.elapsed().as_secs_f64() })
 }
 
@@ -194,14 +196,13 @@ pub(crate) fn recorded(py: Python<'_>, about: BTreeMap<String, String>) -> Resul
 
 /// Does it as lulls want it, where all that changes are sites, or with the entry: where there are
 /// to be none, or the interpreter is built so that there can be none.
-fn with_hook<T>(with_lulls: Option<bool>, work: impl Fn(Hook) -> Result<T, String>) -> Result<T, String> {
-    if with_lulls.unwrap_or_else(|| lulls::price() < lulls::CHEAP) {
-        match work(Hook::Swap) {
-            Err(why) if why.ends_with(plan::NO_SWAP) => {}
-            done => return done,
-        }
+fn with_hook<T>(with_lulls: Option<bool>, work: impl Fn(Hook) -> Result<T, Refusal>) -> Result<T, String> {
+    let wanted = with_lulls.unwrap_or_else(|| lulls::price() < lulls::CHEAP);
+    let mut done = work(if wanted { Hook::Swap } else { Hook::Entry });
+    if matches!(done, Err(Refusal::NoSwap)) {
+        done = work(Hook::Entry);
     }
-    work(Hook::Entry)
+    done.map_err(String::from)
 }
 
 fn install_quietly(
@@ -209,7 +210,7 @@ fn install_quietly(
     purpose: Purpose,
     extensions: &[PathBuf],
     hook: Hook,
-) -> Result<Vec<ImageReport>, String> {
+) -> Result<Vec<ImageReport>, Refusal> {
     refuse_others(py, "installing")?;
     let images = chosen(extensions);
     let starts: Vec<usize> = images.iter().map(|image| image.span().start).collect();
@@ -252,7 +253,7 @@ fn install_quietly(
             if !wanted.iter().any(|known| known.is_installed() && known.patch.original().is_some()) {
                 interp::set_original_release(entry());
             }
-            return Err(sentence);
+            return Err(sentence.into());
         }
         new[index].state = State::Applied;
     }

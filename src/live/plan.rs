@@ -12,6 +12,7 @@
 //! boundaries. A site may be replaced if it is long enough for a jump, no branch goes into
 //! the middle of it, and nothing reads the flags that an add leaves.
 
+use std::fmt;
 use std::ops::Range;
 
 use iced_x86::{
@@ -121,8 +122,41 @@ pub struct Plan {
     pub left_alone: Vec<LeftAlone>,
 }
 
-/// Why [`Hook::Swap`] is not possible in an image.
-pub const NO_SWAP: &str = "_Py_DecRefShared has no swap that can be replaced";
+/// Why nothing in an image may be touched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// [`Hook::Swap`] is not possible in it; another hook may be.
+    NoSwap,
+    /// Anything else, as a sentence.
+    Other(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSwap => to.write_str("_Py_DecRefShared has no swap that can be replaced"),
+            Self::Other(why) => to.write_str(why),
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self::Other(why)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(why: &str) -> Self {
+        Self::Other(why.into())
+    }
+}
+
+impl From<Refusal> for String {
+    fn from(why: Refusal) -> Self {
+        why.to_string()
+    }
+}
 
 /// Makes the plan for an image. `entry` is the address of `_Py_DecRefShared`, wherever
 /// that is, and `hook` what becomes of it.
@@ -134,7 +168,7 @@ pub const NO_SWAP: &str = "_Py_DecRefShared has no swap that can be replaced";
 /// # Safety
 ///
 /// Nobody changes the image's code meanwhile.
-pub unsafe fn plan(image: &Image, entry: usize, hook: Hook) -> Result<Plan, String> {
+pub unsafe fn plan(image: &Image, entry: usize, hook: Hook) -> Result<Plan, Refusal> {
     let functions = image.functions()?;
     // SAFETY: the caller's promise.
     unsafe { plan_functions(image, &functions, entry, hook) }
@@ -154,7 +188,7 @@ pub unsafe fn plan_functions(
     functions: &[Range<usize>],
     entry: usize,
     hook: Hook,
-) -> Result<Plan, String> {
+) -> Result<Plan, Refusal> {
     let mut targets = Addresses::new(&image.code);
     let form_is_proof = image.holds(entry);
     let mut plan = Plan::default();
@@ -211,7 +245,7 @@ pub unsafe fn plan_functions(
         fits
     });
     if hook == Hook::Swap && image.holds(entry) && !plan.drops_in(functions, entry) {
-        return Err(NO_SWAP.into());
+        return Err(Refusal::NoSwap);
     }
     Ok(plan)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::fixtures::{adds, drop_reference, drops, helped, leaf, Buffer, Fixture, Object, SHARED};
 use super::WORD;
 use crate::live::patch::Patch;
-use crate::live::plan::{plan_functions, Form, Hook, NO_SWAP};
+use crate::live::plan::{plan_functions, Form, Hook, Refusal};
 
 #[test]
 fn of_the_function_that_drops_references_the_swap_can_do() {
@@ -22,7 +22,7 @@ fn of_the_function_that_drops_references_the_swap_can_do() {
     // SAFETY: nobody else runs this code.
     let patch = unsafe { Patch::prepare(&fixture.image, &plan, &helped()) }.unwrap();
     assert!(patch.is_of_sites() && patch.original().is_none());
-    assert_eq!(hooked(2).unwrap_err(), NO_SWAP, "it swaps in another way");
+    assert_eq!(hooked(2).unwrap_err(), Refusal::NoSwap, "it swaps in another way");
     let entry = fixture.plan(fixture.functions[1].start).unwrap();
     // SAFETY: as above.
     assert!(!unsafe { Patch::prepare(&fixture.image, &entry, &helped()) }.unwrap().is_of_sites());

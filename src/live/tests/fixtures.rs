@@ -110,7 +110,7 @@ impl Fixture {
     /// Without the interpreter's function; or with it at `entry`.
     pub(super) fn plan(&self, entry: usize) -> Result<Plan, String> {
         // SAFETY: nobody else knows this code.
-        unsafe { plan_functions(&self.image, &self.functions, entry, Hook::Entry) }
+        unsafe { plan_functions(&self.image, &self.functions, entry, Hook::Entry) }.map_err(String::from)
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {
