@@ -353,6 +353,27 @@ def test_code_that_cannot_be_changed_stays_as_it_is_and_goes_on(run_lulls):
 
 
 @live
+@pytest.mark.parametrize("asks", ["gc.collect()", "refbuf.flush()", "refbuf.flush_all()"])
+def test_where_the_system_gives_no_settler_whoever_settles_asks_again(run_lulls, asks):
+    """The settler looks for lulls, so until then all sites are jumps."""
+    run_lulls(f"""
+    import gc, resource
+    if os.getuid() == 0:
+        os.setuid(65534)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    refbuf.install(lulls=True)
+    busy(0.5)
+    gc.collect()
+    busy(0.5)
+    assert len(os.listdir("/proc/self/task")) == 1 and not is_lull()
+    resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+    {asks}
+    assert becomes(True)
+    """)
+
+
+@live
 def test_it_is_not_installed_another_way_on_top(run_lulls):
     run_lulls("""
     for one in (True, False):

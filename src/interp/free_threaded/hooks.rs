@@ -131,7 +131,7 @@ pub(crate) fn flush(_py: Python<'_>) {
     if !in_main_interpreter() {
         return;
     }
-    BUFFERS.heartbeat.retry();
+    retry_settler();
     if let Some(own) = current() {
         // SAFETY: attached to the main interpreter, outside the gate.
         unsafe { BUFFERS.registry.settle(Scope::Own(own)) };
@@ -154,12 +154,16 @@ pub(crate) fn flush_all(py: Python<'_>) {
     }
 }
 
-fn settle_all() {
+/// The system may have refused a thread, and nobody may miss who would start another.
+fn retry_settler() {
     BUFFERS.heartbeat.retry();
-    // The system may have refused a thread, and nobody may miss who would start another.
     if Objects.is_asked() {
         BUFFERS.start_settler(Settler);
     }
+}
+
+fn settle_all() {
+    retry_settler();
     // SAFETY: attached to the main interpreter, outside the gate, where
     // finalizers may run: called from Python.
     unsafe {
