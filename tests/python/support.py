@@ -1,6 +1,7 @@
 """What tests share with the scripts that they run in processes of their own."""
 
 import gc
+import multiprocessing
 import os
 import queue
 import sys
@@ -247,6 +248,19 @@ def assert_child_succeeds(child, seconds=30):
         os.waitpid(child, 0)
         raise AssertionError("the child hangs")
     assert ended == [0], f"the child ended with {ended[0]}"
+
+
+def in_processes(method, work):
+    """Runs `work(number)`, which returns the number, in a process of its own and in a pool of them."""
+    context = multiprocessing.get_context(method)
+    process = context.Process(target=work, args=(1,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    with context.Pool(2) as pool:
+        assert pool.map(work, range(6)) == list(range(6))
+        pool.close()
+        pool.join()
 
 
 def collect():

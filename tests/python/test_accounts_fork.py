@@ -266,12 +266,11 @@ def test_multiprocessing(run_process, tmp_path, method):
 
 
 PROGRAM = """
-import multiprocessing
 import sys
 
 import refbuf
 import accountext
-from support import Plain, Worker, counts, in_threads, wait_until
+from support import Plain, Worker, counts, in_processes, in_threads, wait_until
 
 
 def work(number):
@@ -287,17 +286,9 @@ def work(number):
 
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context(sys.argv[1])
     with Worker() as worker:
         worker.do(work, 0)
-        process = context.Process(target=work, args=(1,))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        with context.Pool(2) as pool:
-            assert pool.map(work, range(6)) == list(range(6))
-            pool.close()
-            pool.join()
+        in_processes(sys.argv[1], work)
         work(0)
     print("all is well")
 """

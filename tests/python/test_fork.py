@@ -355,13 +355,12 @@ def test_multiprocessing(run_process, tmp_path, method):
 
 
 PROGRAM = """
-import multiprocessing
 import sys
 
 import refbuf
 import countext
 from refbuf import workloads
-from support import Plain, Worker, addresses, counts, in_threads, settled_counts
+from support import Plain, Worker, addresses, counts, in_processes, in_threads, settled_counts
 
 
 def work(number):
@@ -375,18 +374,10 @@ def work(number):
 
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context(sys.argv[1])
     with Worker() as worker:
         objects = [Plain() for _ in range(50)]
         worker.do(countext.churn, addresses(objects), 1_000, 1)
-        process = context.Process(target=work, args=(1,))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        with context.Pool(2) as pool:
-            assert pool.map(work, range(6)) == list(range(6))
-            pool.close()
-            pool.join()
+        in_processes(sys.argv[1], work)
         work(0)
     print("all is well")
 """
