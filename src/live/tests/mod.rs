@@ -2,6 +2,8 @@
 
 mod changes;
 mod fixtures;
+mod left_alone;
+mod replaced;
 mod trampolines;
 
 use std::cell::Cell;
