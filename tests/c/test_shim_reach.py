@@ -15,6 +15,8 @@ from c_build import (
     NEVER_GONE,
     SHIM_MODULES,
     C,
+    Compiler,
+    ShimModule,
     build_module,
     compile_object,
     refbuf_include,
@@ -336,6 +338,23 @@ def test_where_refbuf_is_required_whatever_stands_in_its_place_is_an_import_erro
     path = impostor(IMPOSTORS[kind], tmp_path)
     code = EXACT + IMPORT_OR_SAY_WHY.format(name="shim_c", connected="has_refbuf()")
     assert_prints(run_shimmed(code, shim_folder, require="1", path=path), "refused")
+
+
+@pytest.fixture(scope="module")
+def requiring_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a module that requires refbuf unless the environment says otherwise."""
+    folder = tmp_path_factory.mktemp("requiring")
+    flags = ("-DREFBUF_REQUIRE=1", *NEVER_GONE)
+    ShimModule("shim_requiring", Compiler("gcc", "gnu17"), "directory", flags).build(folder)
+    return folder
+
+
+@pytest.mark.parametrize("require", [None, "", "0", "1"])
+def test_an_extension_may_be_compiled_to_require_refbuf(require: str | None, requiring_folder: Path) -> None:
+    code = EXACT + IMPORT_OR_SAY_WHY.format(name="shim_requiring", connected="has_refbuf()")
+    result = run_shimmed(code, requiring_folder, "-S", require=require)  # without site-packages
+    assert_prints(result, "exact" if require == "0" else "refused")
+    assert_prints(run_shimmed(code, requiring_folder, require=require), "exact")
 
 
 @pytest.mark.parametrize("name", SHIMMED)

@@ -164,6 +164,61 @@ def test_meson_takes_the_directory_from_the_compilers_name(python: Path, tmp_pat
     use(python, target, shim=True)
 
 
+def build_by_cmake(python: Path, source: Path, folder: Path) -> Path:
+    """By CMake alone, which is told where refbuf is as docs/EXTENSIONS.md says."""
+    found = run([sys.executable, "-m", "refbuf", "config", "--cmakedir"]).strip()
+    target = folder / "installed"
+    options = ["-G", "Ninja", f"-Drefbuf_DIR={found}", f"-DPython_EXECUTABLE={python}"]
+    commands = [
+        ["-S", source, "-B", folder / "build", *options, f"-DCMAKE_INSTALL_PREFIX={target}"],
+        ["--build", folder / "build"],
+        ["--install", folder / "build"],
+    ]
+    for command in commands:
+        run([python.parent / "cmake", *command], PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+    return target
+
+
+def test_cmake_is_told_where_refbuf_is(python: Path, tmp_path: Path) -> None:
+    target = build_by_cmake(python, HERE / "scikit-build-core", tmp_path)
+    assert b"refbuf._C_API" in module_of(target)
+    use(python, target, shim=True)
+
+
+RECIPE = """\
+cmake_minimum_required(VERSION 3.25)
+project(word_index LANGUAGES C)
+find_package(Threads REQUIRED)
+find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(refbuf 0.1 CONFIG REQUIRED)
+python_add_library(word_index MODULE WITH_SOABI engine.c word_index.c words.c)
+target_link_libraries(word_index PRIVATE refbuf::headers Threads::Threads)
+install(TARGETS word_index DESTINATION .)
+"""
+
+
+def test_cmake_finds_the_headers_for_a_source_that_includes_them(python: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(HERE.parent / "c-extension", source, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    (source / "CMakeLists.txt").write_text(RECIPE)
+    target = build_by_cmake(python, source, tmp_path)
+    code = """
+import sys, word_index
+assert "refbuf" in sys.modules
+thing = object()
+before = sys.getrefcount(thing)
+with word_index.WordIndex() as index:
+    assert index.add(b"a word", thing) == 0
+    ((found,),) = index.search([b"word"])
+    assert found is thing
+del found
+import refbuf
+refbuf.flush_all()
+assert sys.getrefcount(thing) == before
+"""
+    run([python, "-P", "-c", code], PYTHONPATH=str(target))
+
+
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="pkg-config is not installed")
 @pytest.mark.parametrize(("name", "directory"), [("refbuf", ""), ("refbuf-shim", "shim")])
 def test_pkg_config_finds_the_headers(name: str, directory: str) -> None:
