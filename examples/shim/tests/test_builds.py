@@ -209,6 +209,7 @@ thing = object()
 before = sys.getrefcount(thing)
 with word_index.WordIndex() as index:
     assert index.add(b"a word", thing) == 0
+    index.join()
     ((found,),) = index.search([b"word"])
     assert found is thing
 del found
