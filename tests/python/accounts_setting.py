@@ -25,11 +25,11 @@ def everything_is_given_up():
     assert wait_until(lambda: sorted(log) == list(range(10))), (log, refbuf.stats())
     assert refbuf.stats().credits == refbuf.stats().accounts == 0
 
-def on_exit_daemons_stay_detached():
-    '''Where CPython would crash if they came back; see accountext.c.'''
+def on_exit_daemons_stay_detached(number):
+    '''So many, where CPython would crash if they came back; see accountext.c.'''
     if sys.version_info[:2] == (3, 13):
-        # Time for those that have just decided to come back.
-        atexit.register(lambda: (accountext.stay_detached(), time.sleep(0.05)))
+        # All of them: on a busy machine one may take its time to come there.
+        atexit.register(lambda: wait_until(lambda: accountext.stay_detached() == number))
 
 class Saying(Plain):
     '''An object that prints when it is finalized.'''

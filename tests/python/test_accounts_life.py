@@ -51,7 +51,7 @@ def test_a_program_that_is_interrupted_ends_as_usual(run_with_accounts):
 def test_daemon_threads_may_flush_to_the_end(run_with_accounts):
     run_with_accounts(
         """
-        on_exit_daemons_stay_detached()
+        on_exit_daemons_stay_detached(4)
         def work(number):
             while True:
                 accountext.churn(accounts, 200, number)
@@ -113,7 +113,7 @@ def test_a_finalizer_that_runs_in_the_settler_may_outlast_the_program(run_with_a
 def test_daemon_threads_may_count_to_the_end(run_with_accounts):
     run_with_accounts(
         """
-        on_exit_daemons_stay_detached()
+        on_exit_daemons_stay_detached(4)
         def count(number):
             while True:
                 accountext.churn(accounts, 300, number)
@@ -137,7 +137,7 @@ def test_daemon_threads_may_find_reserves_dry_to_the_end(run_with_accounts):
             while True:
                 accountext.churn(dry, 500, 1)
 
-        on_exit_daemons_stay_detached()
+        on_exit_daemons_stay_detached(3)
         for number in range(3):
             threading.Thread(target=count, daemon=True).start()
         accountext.churn_for_ever(dry[0])
